@@ -1,0 +1,76 @@
+"""Every exception of sark_mw, in one tree.
+
+SarkError
+├── ConfigurationError        settings, limits or wiring that cannot work; raised at start
+├── MoneyError                an amount that is no amount (also a ValueError)
+├── InvalidRequestError       the caller's request is malformed: answered with 400 in its dialect
+├── CostEstimationError       an estimator could not price a request
+├── PolicyEvaluationError     a policy could not be evaluated
+├── StoreError
+│   ├── StoreUnavailableError the store did not answer in time, or the breaker is open
+│   └── StoreDataLostError    the store answered, but its data is gone and could not be rebuilt yet
+└── LedgerError
+    └── LedgerUnavailableError the ledger database did not answer
+
+Expected outcomes (a refusal, a repeated settle) are values, never exceptions.
+"""
+
+from __future__ import annotations
+
+
+class SarkError(Exception):
+    """Base of every error that sark_mw raises."""
+
+
+class ConfigurationError(SarkError):
+    """Settings, limits or wiring that cannot work."""
+
+
+class MoneyError(SarkError, ValueError):
+    """An amount that is negative, not finite, too large, or not a number."""
+
+
+class InvalidRequestError(SarkError):
+    """A caller's request that cannot be metered; `param` names the field at fault."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class CostEstimationError(SarkError):
+    """An estimator could not price a request; carries `provider` and free `metadata`."""
+
+    def __init__(self, message: str, provider: str | None = None, **metadata: object) -> None:
+        super().__init__(message)
+        self.provider = provider
+        self.metadata = metadata
+
+
+class PolicyEvaluationError(SarkError):
+    """A policy could not be evaluated; carries `plugin_name` and free `metadata`."""
+
+    def __init__(self, message: str, plugin_name: str | None = None, **metadata: object) -> None:
+        super().__init__(message)
+        self.plugin_name = plugin_name
+        self.metadata = metadata
+
+
+class StoreError(SarkError):
+    """The reservation store failed."""
+
+
+class StoreUnavailableError(StoreError):
+    """The store did not answer within its deadline, refused the connection, or its breaker is open."""
+
+
+class StoreDataLostError(StoreError):
+    """The store has lost its data and has not been rebuilt from the ledger yet."""
+
+
+class LedgerError(SarkError):
+    """The ledger database failed."""
+
+
+class LedgerUnavailableError(LedgerError):
+    """The ledger database did not answer."""
