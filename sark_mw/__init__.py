@@ -1,0 +1,1 @@
+"""Keep AI and API gateways within budget."""

@@ -1,0 +1,135 @@
+"""What a reservation store is: one Protocol over the frozen types of `sark_mw.reservation`.
+
+Implementations: `RedisStore` (Redis, Valkey, Cluster, Sentinel and the embedded fakeredis, all through the same Lua) and
+`sark_mw.testing.MemoryStore`, the executable specification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from sark_mw.limit import Limit
+from sark_mw.reservation import Balance, ExtendReply, Line, Reserve, ReserveReply, Settle, SettleReply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitTable:
+    """The limits of one root at one version; every reserve names the version it was made from."""
+
+    root: str
+    version: int
+    limits: tuple[Limit, ...]
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxEntry:
+    """One ledger entry as the scripts append it: see docs/architecture.md, "The outbox".
+
+    `booked` is signed (a correction may be negative) in each unit's integer. `reserved_ms` decides the period; `(reservation_id, part)`
+    is unique. `shard_seq` counts the entries of one shard without gaps, across restarts of the database. `entry_json` is the caller's.
+    """
+
+    stream_id: str
+    shard: int
+    shard_seq: int
+    epoch: str
+    reservation_id: str
+    part: int
+    kind: str
+    root: str
+    reserved_ms: int
+    booked_ms: int
+    booked: tuple[tuple[str, int], ...]
+    estimated: bool
+    late: bool
+    entry_json: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Counters of some lines together with the shard's ledger sequence at that same instant.
+
+    The sum of the ledger's entries of the shard with `shard_seq <= seq` equals `balances[i].spent`.
+    """
+
+    at_ms: int
+    shard: int
+    seq: int
+    epoch: str
+    balances: tuple[Balance, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoredCounter:
+    """One counter as the ledger knows it, to rebuild a store that lost its data."""
+
+    line: Line
+    spent: int
+
+
+@runtime_checkable
+class ReservationStore(Protocol):
+    """Reserve, settle, release, extend and balance; every method may raise `StoreUnavailableError` or `StoreDataLostError`.
+
+    Calls made in the same turn of the event loop may go to the server together; each is decided on its own, in order.
+    """
+
+    async def reserve(self, request: Reserve) -> ReserveReply:
+        """Hold every need on every line, or nothing."""
+
+    async def settle(self, request: Settle) -> SettleReply:
+        """Book a (part of a) reservation, or release it, and append its ledger entry."""
+
+    async def extend(self, root: str, reservation_id: str, lease_ms: int) -> ExtendReply:
+        """Renew the lease of a reservation: it now lives `lease_ms` from the server's now."""
+
+    async def balance(self, root: str, lines: Sequence[Line]) -> Snapshot:
+        """Read counters without changing them."""
+
+    async def sweep(self, shard: int | None = None) -> int:
+        """Expire every hold past its lease (one shard's or all); return how many."""
+
+    async def limits(self, root: str) -> LimitTable:
+        """Read the limits of a root."""
+
+    async def set_limits(self, root: str, put: Sequence[Limit] = (), drop: Sequence[str] = ()) -> LimitTable:
+        """Add or replace limits, drop others by `limit_id`, in one step; a replaced limit keeps its counters and `since_ms`."""
+
+    async def aclose(self) -> None:
+        """Let go of connections; calls in flight end first."""
+
+
+@runtime_checkable
+class Outbox(Protocol):
+    """The stream between the scripts and the ledger, read by one or more flushers."""
+
+    async def read(self, consumer: str, count: int) -> list[OutboxEntry]:
+        """Take up to `count` new entries for `consumer`, over all shards."""
+
+    async def reclaim(self, consumer: str, idle_ms: int, count: int) -> list[OutboxEntry]:
+        """Take over entries that another consumer took and did not acknowledge for `idle_ms`, and this consumer's own."""
+
+    async def acknowledge(self, entries: Sequence[OutboxEntry]) -> None:
+        """Drop entries that are safely in the ledger."""
+
+    async def backlog(self) -> int:
+        """Count the entries that are not in the ledger yet."""
+
+
+@runtime_checkable
+class RestorableStore(Protocol):
+    """A store that can be rebuilt from the ledger after it lost its data."""
+
+    async def lost_shards(self) -> list[int]:
+        """Name the shards whose epoch key is gone."""
+
+    async def restore(
+        self, shard: int, limits: Sequence[Limit], counters: Sequence[RestoredCounter], next_seq: int, resolved: Sequence[tuple[str, int]]
+    ) -> str:
+        """Write limits, counters and `resolved` (reservation id, last part) and a new epoch in one step; return the epoch in force.
+
+        The first caller wins: if another restored the shard before, nothing changes.
+        """
