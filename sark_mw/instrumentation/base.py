@@ -51,8 +51,8 @@ class RequestFinished:
     """One request as the client saw it.
 
     `reason` is what refused, from a small set: the unit of the limit (`usd`, `requests`, …), the plugin's name, or what was
-    unavailable or invalid (`store`, `body_too_large`, …). `status` is the HTTP status that was sent, None where none was. `added_seconds` is
-    the time that sark_mw itself took before the first byte was passed on.
+    unavailable or invalid (`store`, `body_too_large`, …). `status` is the HTTP status that was sent, None where none was.
+    `added_seconds` is the time that sark_mw itself took before the first byte was passed on.
     """
 
     outcome: RequestOutcome
@@ -92,10 +92,10 @@ class Reserved:
 class Settled:
     """One answer (or failure) of the store to a settle or release.
 
-    `kind` is a `sark_mw.reservation.Resolution`, `outcome` an `Outcome` or `unavailable`. `booked` is signed (a late correction may be
-    negative) and empty where the answer was `repeated` or a failure, so that nothing is counted twice. `overrun` is what was booked
-    above the hold. `model` is the price list's own name, None for a model that it does not know. `estimated_nanos` is
-    the expected cost, `actual_nanos` None where the true usage is not known.
+    `kind` is a `sark_mw.reservation.Resolution`, `outcome` an `Outcome` or `unavailable`. `booked` is signed (a late correction
+    may be negative) and empty after a failure; with `repeated` nothing of it is counted again. `overrun` is what was booked
+    above the hold. `model` is the price list's own name, None for a model that it does not know. `estimated_nanos` is the
+    expected cost, `actual_nanos` None where the true usage is not known.
     """
 
     outcome: str
@@ -129,7 +129,7 @@ class Instrumentation(Protocol):
         """Hear of a settle, partial settle or release: the enforcer, once per call to the store."""
 
     def held(self, unit: str, change: int) -> None:
-        """Hear that this process holds `change` more (or, negative, less) of a unit: the enforcer, whenever its own holds change."""
+        """Hear that this process holds `change` more (or, negative, less) of a unit: the enforcer, at every change."""
 
     def estimated(self, outcome: str, seconds: float) -> None:
         """Hear of an estimate: `priced`, `unknown_model`, `invalid` or `failed`."""
@@ -237,7 +237,9 @@ class Composite:
     def _report(self, index: int, event: str) -> None:
         if (index, event) not in self._reported:
             self._reported.add((index, event))
-            _log.exception("instrumentation %s failed in %s; later failures are not logged", type(self.parts[index]).__name__, event)
+            _log.exception(
+                "instrumentation %s failed in %s; later failures are not logged", type(self.parts[index]).__name__, event
+            )
 
     def request_finished(self, event: RequestFinished) -> None:
         """Tell all."""

@@ -1,0 +1,211 @@
+"""The audit trail: one structured line per decision about money, without secrets and without prompts.
+
+Only the fields of `FIELDS` can appear, whatever is passed; strings are cut and made printable, so that a caller's model name can
+neither flood nor forge a line. Nothing here touches structlog's global configuration unless `configure_logging` is called.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from typing import Any, Literal, TextIO
+
+import structlog
+from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
+
+from sark_mw.instrumentation.base import (
+    BreakerState,
+    NullInstrumentation,
+    PluginOutcome,
+    RequestFinished,
+    RequestOutcome,
+    Reserved,
+    Settled,
+)
+
+Renderer = Literal["json", "console"]
+MAX_TEXT_LENGTH = 200
+
+#: Everything that an audit line may say. Arguments, prompts, bodies, headers and keys are not in it and so cannot be said.
+FIELDS = frozenset(
+    {
+        "actual_nanos", "amount", "booked", "breaker", "count", "entries", "estimated_nanos", "held", "kind", "late", "limit_id",
+        "mode", "model", "oldest_seconds", "operation", "outcome", "overrun", "plugin", "principal_id", "provider", "reason",
+        "request_id", "reservation_id", "root", "rows", "seconds", "shadowed", "shard", "state", "status", "unit", "wire",
+    }
+)  # fmt: skip
+_STRUCTURAL = frozenset({"event", "level", "timestamp"})
+
+# A second net: a key that someone configured as a name (of a principal, of a model) is not written out either.
+_KEY_LIKE = re.compile(
+    r"(?i)\b(?:bearer\s+\S+|(?:sk|pk|rk|ghp|gho|xox[a-z])[-_][\w-]{12,}|AIza[\w-]{20,}|eyJ[\w-]{10,}\.[\w.-]+)"
+)
+_ADMITTED = frozenset({"held", "booked"})
+_SILENT = frozenset({RequestOutcome.ADMITTED, RequestOutcome.PASSED})
+
+
+def printable(text: str) -> str:
+    """Cut a text to 200 characters, take out what looks like a key, and replace what is not printable."""
+    # Redact before the cut: a key of which only the head is left would no longer look like one.
+    safe = _KEY_LIKE.sub("[redacted]", text[: 4 * MAX_TEXT_LENGTH])[:MAX_TEXT_LENGTH]
+    return safe if safe.isprintable() else "".join(c if c.isprintable() else "_" for c in safe)
+
+
+def _value(value: object) -> object:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, tuple | dict):
+        return {printable(str(unit)): int(amount) for unit, amount in dict(value).items()}
+    return printable(str(value))
+
+
+def keep_allowed_fields(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Drop every field that is not in `FIELDS` and bound those that are: a structlog processor."""
+    return {
+        name: value if name in _STRUCTURAL else _value(value)
+        for name, value in event.items()
+        if name in FIELDS or name in _STRUCTURAL
+    }
+
+
+def _processors(renderer: Renderer) -> list[Processor]:
+    last: Processor = structlog.processors.JSONRenderer() if renderer == "json" else structlog.dev.ConsoleRenderer(colors=False)
+    return [
+        structlog.processors.add_log_level,
+        keep_allowed_fields,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        last,
+    ]
+
+
+def audit_logger(renderer: Renderer = "json", file: TextIO | None = None) -> FilteringBoundLogger:
+    """Make a logger of its own that writes lines to `file` (None: standard error)."""
+    logger: FilteringBoundLogger = structlog.wrap_logger(
+        structlog.WriteLogger(file if file is not None else sys.stderr),
+        processors=_processors(renderer),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        cache_logger_on_first_use=True,
+    )
+    return logger
+
+
+def configure_logging(renderer: Renderer = "json", level: int = logging.INFO) -> None:
+    """Configure structlog for the whole process, as the command line does; a host application keeps its own."""
+    last: Processor = structlog.processors.JSONRenderer() if renderer == "json" else structlog.dev.ConsoleRenderer()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            last,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+class AuditInstrumentation(NullInstrumentation):
+    """Write `sark.admitted`, `.refused`, `.settled`, `.expired`, `.policy`, `.store`, `.ledger` and `.estimate`.
+
+    A logger passed in keeps its own processors; the fields are filtered here as well.
+    """
+
+    def __init__(self, logger: FilteringBoundLogger | None = None) -> None:
+        self._logger = logger if logger is not None else audit_logger()
+
+    def _write(self, level: int, event: str, **fields: Any) -> None:
+        kept = {name: _value(value) for name, value in fields.items() if name in FIELDS and value not in (None, "", ())}
+        self._logger.log(level, event, **kept)
+
+    def request_finished(self, event: RequestFinished) -> None:
+        """Write `sark.refused` for every request that was not let through."""
+        if event.outcome in _SILENT:
+            return
+        self._write(
+            logging.WARNING,
+            "sark.refused",
+            outcome=event.outcome,
+            reason=event.reason,
+            limit_id=event.limit_id,
+            principal_id=event.principal_id,
+            root=event.root,
+            request_id=event.request_id,
+            wire=event.wire,
+            operation=event.operation,
+            provider=event.provider,
+            model=event.model,
+            status=event.status,
+        )
+
+    def reserved(self, event: Reserved) -> None:
+        """Write `sark.admitted` for a hold, `sark.store` for a failure; a refusal is written when the request ends."""
+        if event.outcome in _ADMITTED:
+            self._write(
+                logging.INFO,
+                "sark.admitted",
+                reservation_id=event.reservation_id,
+                request_id=event.request_id,
+                principal_id=event.principal_id,
+                root=event.root,
+                provider=event.provider,
+                model=event.model,
+                held=event.held,
+                shadowed=event.shadowed,
+            )
+        elif event.outcome == "unavailable":
+            self._write(logging.ERROR, "sark.store", outcome="reserve_unavailable", request_id=event.request_id, root=event.root)
+
+    def settled(self, event: Settled) -> None:
+        """Write `sark.settled` for what was booked, released or could not be."""
+        fine = event.outcome in ("settled", "released", "held") and not event.overrun
+        self._write(
+            logging.INFO if fine else logging.WARNING,
+            "sark.settled",
+            outcome=event.outcome,
+            kind=event.kind,
+            reservation_id=event.reservation_id,
+            request_id=event.request_id,
+            principal_id=event.principal_id,
+            root=event.root,
+            provider=event.provider,
+            model=event.model,
+            booked=event.booked,
+            overrun=event.overrun,
+            estimated_nanos=event.estimated_nanos,
+            actual_nanos=event.actual_nanos,
+            late=event.late,
+        )
+
+    def unknown_model(self, provider: str, model: str) -> None:
+        """Write which model the price list lacks."""
+        self._write(logging.WARNING, "sark.estimate", outcome="unknown_model", provider=provider, model=model)
+
+    def store_failure_allowed(self, mode: str) -> None:
+        """Write that a request went on unenforced."""
+        self._write(logging.ERROR, "sark.store", outcome="failure_allowed", mode=mode)
+
+    def breaker_changed(self, name: str, state: int) -> None:
+        """Write the breaker's new state by name."""
+        level = logging.INFO if state == BreakerState.CLOSED else logging.ERROR
+        self._write(level, "sark.store", outcome="breaker", breaker=name, state=BreakerState(state).name.lower())
+
+    def holds_expired(self, count: int) -> None:
+        """Write how many holds went by themselves."""
+        self._write(logging.WARNING, "sark.expired", count=count)
+
+    def plugin_evaluated(self, name: str, outcome: str, seconds: float) -> None:
+        """Write denials, time-outs and failures; an allowing plugin is not worth a line."""
+        if outcome != PluginOutcome.ALLOWED:
+            self._write(logging.WARNING, "sark.policy", plugin=name, outcome=outcome, seconds=round(seconds, 6))
+
+    def ledger_failed(self, reason: str) -> None:
+        """Write that a batch waits."""
+        self._write(logging.ERROR, "sark.ledger", outcome="flush_failed", reason=reason)
+
+    def drift_measured(self, shard: int, unit: str, amount: int) -> None:
+        """Write a drift that is not 0."""
+        if amount:
+            self._write(logging.ERROR, "sark.ledger", outcome="drift", shard=shard, unit=unit, amount=amount)
