@@ -1,0 +1,166 @@
+"""Gemini's wire: generateContent and streamGenerateContent (AI Studio and Vertex paths), and countTokens, which is free."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+from sark_mw.usage import Usage
+from sark_mw.wire.base import Call, Headers, Operation, Refusal, RefusalKind, Response, UsageTap
+from sark_mw.wire.body import (
+    check_count,
+    check_kind,
+    check_model,
+    count,
+    mapping,
+    name_or_none,
+    objects,
+    parse,
+    part,
+    read_object,
+    text_chars,
+)
+from sark_mw.wire.refusal import CODE, details_of, response_of, status_of
+from sark_mw.wire.tap import PassTap, tap_for
+
+_MAX_CANDIDATES = 1024
+_PATH = re.compile(r"(?:|.*/)models/+([^/:]+):(generatecontent|streamgeneratecontent|counttokens)/*", re.IGNORECASE)
+_OPERATIONS = {
+    "generatecontent": Operation.GENERATE,
+    "streamgeneratecontent": Operation.GENERATE,
+    "counttokens": Operation.COUNT_TOKENS,
+}
+_STATUS_NAME = {
+    RefusalKind.RATE_LIMIT: "RESOURCE_EXHAUSTED",
+    RefusalKind.CONCURRENCY: "RESOURCE_EXHAUSTED",
+    RefusalKind.BUDGET: "RESOURCE_EXHAUSTED",
+    RefusalKind.POLICY: "PERMISSION_DENIED",
+    RefusalKind.UNAVAILABLE: "UNAVAILABLE",
+    RefusalKind.UNAUTHENTICATED: "UNAUTHENTICATED",
+}
+
+
+class GeminiWire:
+    """Gemini's dialect; a stream is either server-sent events (`alt=sse`) or one JSON array that grows."""
+
+    name = "gemini"
+
+    def match(self, method: str, path: str) -> Operation | None:
+        """Recognise the three methods of a model."""
+        match = _PATH.fullmatch(path) if method == "POST" else None
+        return _OPERATIONS[match[2].lower()] if match else None
+
+    def read(self, operation: Operation, path: str, headers: Headers, body: bytes) -> Call:
+        """Read a request; model and streaming come from the path."""
+        parsed = read_object(headers, body)
+        check_kind(parsed, "contents", (list, dict, str))
+        check_kind(parsed, "tools", (list,))
+        for name in ("generationConfig", "generation_config"):
+            check_kind(parsed, name, (dict,))
+            config = mapping(parsed.get(name))
+            for limit in ("maxOutputTokens", "max_output_tokens"):
+                check_count(config, limit, 0)
+            for choices in ("candidateCount", "candidate_count"):
+                check_count(config, choices, 1, _MAX_CANDIDATES)
+        match = _PATH.fullmatch(path)
+        return Call(
+            wire=self.name,
+            operation=operation,
+            model=check_model(match[1] if match else None),
+            stream=match is not None and match[2].lower() == "streamgeneratecontent",
+            body=parsed,
+            raw=body,
+        )
+
+    def request_body(self, call: Call) -> bytes | None:
+        """Gemini always reports usage: nothing to ask for."""
+        return None
+
+    def tap(self, call: Call, status: int, headers: Headers) -> UsageTap:
+        """Read usage from a success; errors and counts pass."""
+        if status >= 400 or call.operation == Operation.COUNT_TOKENS:
+            return PassTap(failed=status >= 400)
+        return tap_for(GeminiReader, headers, stream=call.stream)
+
+    def refuse(self, refusal: Refusal, stream: bool = False, call: Call | None = None) -> Response:
+        """Answer a google.rpc.Status with an ErrorInfo, whose metadata are strings."""
+        metadata = {name: str(value) for name, value in details_of(refusal).items()}
+        error = {
+            "code": status_of(refusal),
+            "message": refusal.message,
+            "status": _STATUS_NAME.get(refusal.kind, "INVALID_ARGUMENT"),
+            "details": [
+                {
+                    "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+                    "reason": CODE[refusal.kind].upper(),
+                    "domain": "sark-mw",
+                    "metadata": metadata,
+                }
+            ],
+        }
+        return response_of(refusal, {"error": error})
+
+
+class GeminiReader:
+    """Reads responses, events, and the array that a stream without `alt=sse` is."""
+
+    def __init__(self) -> None:
+        self.usage: Usage | None = None
+        self.output_chars = 0
+        self.failed = False
+        self.started = False
+
+    def event(self, name: str, data: str) -> bool:
+        """Read a chunk; the last usage counts."""
+        self._read(mapping(parse(data)))
+        return False
+
+    def document(self, body: object) -> None:
+        """Read a whole response, or every chunk of an array."""
+        for chunk in objects(body if isinstance(body, list) else [body]):
+            self._read(chunk)
+
+    def _read(self, chunk: dict[str, Any]) -> None:
+        if chunk.get("error"):
+            self.failed = True
+        elif chunk:
+            self.started = True
+        finished = False
+        for candidate in objects(chunk.get("candidates")):
+            finished = finished or bool(candidate.get("finishReason"))
+            for piece in objects(mapping(candidate.get("content")).get("parts")):
+                self.output_chars += text_chars(piece.get("text"))
+        usage = gemini_usage(chunk)
+        if usage is not None:
+            self.usage = replace(usage, complete=finished)
+        elif finished and self.usage is not None:
+            self.usage = replace(self.usage, complete=True)
+
+
+def gemini_usage(body: dict[str, Any]) -> Usage | None:
+    """Read `usageMetadata`; None where it is missing or unreadable.
+
+    The prompt includes cached tokens; thoughts are outside the candidates, the prompts of tools outside the prompt.
+    """
+    usage = body.get("usageMetadata")
+    if not isinstance(usage, dict) or "promptTokenCount" not in usage:
+        return None
+    given, tools = count(usage["promptTokenCount"]), count(usage.get("toolUsePromptTokenCount", 0))
+    made, thoughts = count(usage.get("candidatesTokenCount", 0)), count(usage.get("thoughtsTokenCount", 0))
+    if given is None or tools is None or made is None or thoughts is None:
+        return None
+    return Usage(
+        input_tokens=given + tools,
+        cache_read_tokens=part(usage.get("cachedContentTokenCount"), given),
+        input_audio_tokens=_audio(usage.get("promptTokensDetails"), given),
+        output_tokens=made + thoughts,
+        reasoning_tokens=thoughts,
+        output_audio_tokens=_audio(usage.get("candidatesTokensDetails"), made),
+        model=name_or_none(body.get("modelVersion")),
+    )
+
+
+def _audio(details: object, whole: int) -> int:
+    heard = (part(detail.get("tokenCount"), whole) for detail in objects(details) if detail.get("modality") == "AUDIO")
+    return min(sum(heard), whole)
