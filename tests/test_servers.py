@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -21,15 +22,13 @@ from redis.asyncio.cluster import RedisCluster
 from tests.servers import lookup
 from tests.servers.cluster import ValkeyCluster
 from tests.servers.faketime import FaketimeServer
-from tests.servers.fixtures import FreshCluster, FreshValkey
+from tests.servers.fixtures import FreshCluster, FreshValkey, RunProcess
 from tests.servers.postgres import AS_ORDINARY_USER, ExternalPostgres, PostgresServer
 from tests.servers.process import ServerFailedError
 from tests.servers.redis_server import RedisHandle, RedisServer
 from tests.servers.sentinel import ValkeySentinel
-from tests.servers.tcp_proxy import TcpProxy
 from tests.servers.tls import TlsRedisServer
 
-StartProxy = Callable[[str], Awaitable[TcpProxy]]
 SPEND = "return redis.call('HINCRBY', KEYS[1], 'spent', ARGV[1])"
 
 
@@ -106,7 +105,7 @@ async def test_a_server_started_in_another_thread_lives_on(fresh_valkey: FreshVa
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of their parent's death")
-def test_a_server_does_not_outlive_a_killed_test_run(fresh_valkey: FreshValkey, tmp_path: Path) -> None:
+def test_a_server_does_not_outlive_a_killed_test_run(fresh_valkey: FreshValkey) -> None:
     fresh_valkey()  # skips where there is no binary
     source = (
         "import sys; from tests.servers import lookup; from tests.servers.redis_server import RedisServer\n"
@@ -119,15 +118,17 @@ def test_a_server_does_not_outlive_a_killed_test_run(fresh_valkey: FreshValkey, 
     ) as run:
         assert run.stdout is not None
         pid, directory = run.stdout.readline().split()
-        unix_socket = Path(directory) / "redis.sock"
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(str(unix_socket))
-            run.send_signal(signal.SIGKILL)
-            run.wait()
-            connection.settimeout(10)
-            assert connection.recv(1) == b""  # the kernel closed it: the server is gone
-    assert not Path(f"/proc/{pid}/cmdline").exists() or Path(f"/proc/{pid}/cmdline").read_bytes() == b""
-    subprocess.run(["rm", "-r", directory], check=True)
+        try:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(f"{directory}/redis.sock")
+                run.kill()
+                run.wait()
+                connection.settimeout(10)
+                assert connection.recv(1) == b""  # the kernel closed it: the server is gone
+        finally:
+            shutil.rmtree(directory)
+    command_line = Path(f"/proc/{pid}/cmdline")
+    assert not command_line.exists() or command_line.read_bytes() == b""  # nobody may have reaped it yet
 
 
 async def test_redis_62_is_a_62_and_runs_scripts(redis62_server: RedisServer) -> None:
@@ -305,88 +306,21 @@ async def test_timescale_makes_hypertables(timescale_url: str) -> None:
         await connection.close()
 
 
-async def test_the_answer_is_lost_after_the_server_has_executed(tcp_proxy: StartProxy, valkey_server: RedisHandle) -> None:
-    proxy = await tcp_proxy(valkey_server.url)
-    async with Redis.from_url(proxy.url) as direct:
-        sha = await direct.script_load(SPEND)
-    handle = RedisHandle(proxy.url)
-    async with handle.client() as client:
-        proxy.lose_answers(containing=b"evalsha")
-        with pytest.raises(redis.exceptions.ConnectionError):
-            await client.evalsha(sha, 1, "sark:{0}", 5)
-        assert (proxy.answers_lost, valkey_server.command("HGET", "sark:{0}", "spent")) == (1, "5")
-        assert await client.evalsha(sha, 1, "sark:{0}", 5) == 10
+def test_a_process_of_the_tests_own_can_be_killed_and_started_again(
+    run_process: RunProcess, free_port: Callable[[], int]
+) -> None:
+    port = free_port()
 
+    def listens() -> bool:
+        with socket.socket() as connection:
+            return connection.connect_ex(("127.0.0.1", port)) == 0
 
-async def test_the_lost_answer_can_be_silence(tcp_proxy: StartProxy, valkey_server: RedisHandle) -> None:
-    proxy = await tcp_proxy(valkey_server.url)
-    async with RedisHandle(proxy.url).client(socket_timeout=0.2) as client:
-        proxy.lose_answers(containing=b"INCR", then_cut=False)
-        with pytest.raises(redis.exceptions.TimeoutError):
-            await client.incr("spent")
-        assert await client.incr("spent") == 2
-
-
-async def test_a_lost_request_is_never_executed(tcp_proxy: StartProxy, valkey_server: RedisHandle) -> None:
-    proxy = await tcp_proxy(valkey_server.url)
-    async with RedisHandle(proxy.url).client() as client:
-        proxy.lose_requests(containing=b"INCR")
-        with pytest.raises(redis.exceptions.ConnectionError):
-            await client.incr("spent")
-        assert (proxy.requests_lost, valkey_server.command("EXISTS", "spent")) == (1, 0)
-
-
-async def test_a_stalled_network_delivers_later(tcp_proxy: StartProxy, valkey_server: RedisHandle) -> None:
-    proxy = await tcp_proxy(valkey_server.url)
-    async with RedisHandle(proxy.url).client() as client:
-        await client.ping()
-        proxy.stall()
-        answer = asyncio.ensure_future(client.incr("spent"))
-        done, _ = await asyncio.wait([answer], timeout=0.05)
-        assert not done
-        proxy.resume()
-        assert await answer == 1
-
-
-async def test_a_slow_network_delays_answers(tcp_proxy: StartProxy, valkey_server: RedisHandle) -> None:
-    proxy = await tcp_proxy(valkey_server.url)
-    async with RedisHandle(proxy.url).client(socket_timeout=0.05) as client:
-        await client.ping()
-        proxy.delay_s = 30
-        with pytest.raises(redis.exceptions.TimeoutError):
-            await client.ping()
-
-
-async def test_cut_connections_are_replaced_and_refused_ones_are_not(tcp_proxy: StartProxy, valkey_server: RedisHandle) -> None:
-    proxy = await tcp_proxy(valkey_server.url)
-    async with RedisHandle(proxy.url).client() as client:
-        await client.ping()
-        proxy.refuse()
-        with pytest.raises(redis.exceptions.ConnectionError):
-            await client.ping()
-        proxy.resume()
-        assert await client.ping()
-        before = proxy.connections
-        proxy.cut()
-        with pytest.raises(redis.exceptions.ConnectionError):
-            await client.ping()
-        assert await client.ping()
-        assert proxy.connections == before + 1
-
-
-async def test_the_proxy_stands_before_postgres_too(tcp_proxy: StartProxy, postgres_url: str) -> None:
-    proxy = await tcp_proxy(postgres_url)
-    connection = await asyncpg.connect(proxy.url)
-    await connection.execute("create table entry (id int primary key)")
-    proxy.lose_answers(containing=b"commit")
-    await connection.execute("begin")
-    await connection.execute("insert into entry values (1)")
-    with pytest.raises((asyncpg.PostgresConnectionError, OSError)):
-        await connection.execute("commit")
-    connection.terminate()
-    again = await asyncpg.connect(proxy.url)
-    assert await again.fetchval("select count(*) from entry") == 1
-    await again.close()
+    process = run_process(sys.executable, "-m", "http.server", "--bind", "127.0.0.1", str(port), ready=listens)
+    assert process.running
+    process.end(signal.SIGKILL)
+    assert not listens()
+    process.start(listens)
+    assert listens()
 
 
 def test_a_missing_server_skips_at_home_and_fails_where_servers_are_promised(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,10 @@ takes a binary only. All handles are synchronous and tied to no event loop, exce
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -21,9 +23,11 @@ from tests.servers.cluster import ValkeyCluster
 from tests.servers.containers import NoDockerError, container
 from tests.servers.faketime import FaketimeServer
 from tests.servers.postgres import ExternalPostgres, PostgresServer
+from tests.servers.process import ServerProcess, ports
 from tests.servers.redis_server import ExternalRedis, RedisHandle, RedisServer
 from tests.servers.sentinel import ValkeySentinel
 from tests.servers.tcp_proxy import TcpProxy
+from tests.servers.tls import TlsRedisServer
 
 OFFICIAL_REDIS = ("redis:7.4-alpine", "redis:8.0-alpine")
 OFFICIAL_POSTGRES = "postgres:17-alpine"
@@ -58,6 +62,15 @@ class FreshCluster(Protocol):
 
     def __call__(self, *, replicas: bool = False, **options: str | int) -> ValkeyCluster:
         """Return the cluster in state ok; it is killed and removed after the test."""
+
+
+class RunProcess(Protocol):
+    """Run a command of the test's own (a gateway, a worker, a flusher) in the background."""
+
+    def __call__(
+        self, *argv: str | Path, ready: Callable[[], bool], environment: Mapping[str, str] | None = None
+    ) -> ServerProcess:
+        """Return the process when `ready()` is true; it is killed after the test."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -181,11 +194,9 @@ def valkey_sentinel() -> Iterator[ValkeySentinel]:
 
 
 @pytest.fixture
-def tls_redis() -> Iterator[RedisServer]:
+def tls_redis() -> Iterator[TlsRedisServer]:
     """A Redis of the test's own that speaks TLS only, with an ACL file: see `TlsRedisServer`."""
     binary = _binary(lookup.tls_redis_binary(), "a redis-server built with TLS (apt-get install redis-server)")
-    from tests.servers.tls import TlsRedisServer  # its certificates need the trustme package
-
     with contextlib.closing(TlsRedisServer(binary)) as server:
         server.start()
         yield server
@@ -272,6 +283,34 @@ async def tcp_proxy() -> AsyncIterator[Callable[[str], Awaitable[TcpProxy]]]:
         yield start
 
 
+@pytest.fixture
+def run_process(tmp_path: Path) -> Iterator[RunProcess]:
+    """Run commands in the background, to be paused or killed (`end(signal.SIGKILL)`); see `ServerProcess`."""
+    with contextlib.ExitStack() as stack:
+        numbers = itertools.count()
+
+        def run(*argv: str | Path, ready: Callable[[], bool], environment: Mapping[str, str] | None = None) -> ServerProcess:
+            process = ServerProcess(argv, log=tmp_path / f"process-{next(numbers)}.log", environment=environment)
+            stack.callback(process.end, signal.SIGKILL)
+            process.start(ready)
+            return process
+
+        yield run
+
+
+@pytest.fixture
+def free_port() -> Iterator[Callable[[], int]]:
+    """Claim loopback ports for what the test itself makes listen; no other test run on this machine gets them."""
+    with contextlib.ExitStack() as stack:
+
+        def claim() -> int:
+            port = ports.claim()
+            stack.callback(ports.release, port)
+            return port
+
+        yield claim
+
+
 def _recover(server: RedisHandle) -> None:
     if isinstance(server, RedisServer):
         server.recover()
@@ -296,8 +335,11 @@ def _postgres_container(image: str) -> Iterator[str]:
 @contextlib.contextmanager
 def _container(image: str, port: int, *, ready: str, environment: dict[str, str] | None = None) -> Iterator[tuple[str, int]]:
     with contextlib.ExitStack() as stack:
+        reason = ""
         try:
             address = stack.enter_context(container(image, port, environment=environment, ready=ready))
         except NoDockerError as error:
-            lookup.unavailable(str(error))
+            reason = str(error)
+        if reason:
+            lookup.unavailable(reason)
         yield address

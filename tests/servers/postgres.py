@@ -23,6 +23,8 @@ from tests.servers.process import Account, ServerProcess, new_directory, remove_
 
 AS_ORDINARY_USER = ("unshare", "--user", "--map-user=1000", "--map-group=1000")
 
+TIMESCALE_SETTINGS = {"shared_preload_libraries": "timescaledb", "timescaledb.telemetry_level": "off"}
+
 
 class PostgresHandle:
     """Reach a server of which `url` names one database. Nothing here is tied to an event loop."""
@@ -74,7 +76,9 @@ class PostgresServer(PostgresHandle):
             "full_page_writes": "off",
             "shared_buffers": "32MB",
             "max_connections": 100,
+            "dynamic_shared_memory_type": "mmap",  # goes with the directory, where /dev/shm would keep it after a kill
             "timezone": "UTC",
+            **(TIMESCALE_SETTINGS if _has_extension(binaries, "timescaledb") else {}),
             **settings,
         }
         self.process = ServerProcess(
@@ -191,6 +195,11 @@ def _unprivileged(binary: Path) -> tuple[Account | None, tuple[str, ...]]:
             subprocess.run([binary, "--version"], check=True, capture_output=True, cwd="/", **_identity(account))
             return account, ()
     return None, AS_ORDINARY_USER
+
+
+def _has_extension(binaries: Path, name: str) -> bool:
+    answer = subprocess.run([binaries / "pg_config", "--sharedir"], capture_output=True, text=True, check=False)
+    return Path(answer.stdout.strip(), "extension", f"{name}.control").exists()
 
 
 def _identity(account: Account | None) -> dict[str, Any]:

@@ -94,7 +94,12 @@ class ServerProcess:
             raise ServerFailedError(f"{self._argv[0]} is running already")
         self._process = _spawner.submit(self._spawn).result()
         _running.add(self)
-        wait_until(ready, lambda: f"{self._argv[0]} is not ready: {self._log_tail()}", alive=lambda: self.running)
+        wait_until(ready, lambda: f"{self._argv[0]} is not ready: {self.output[-2000:]}", alive=lambda: self.running)
+
+    @property
+    def output(self) -> str:
+        """Return everything that the process has written so far, over all its starts."""
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     def pause(self) -> None:
         """Freeze the process: its connections stay open and nothing answers."""
@@ -133,9 +138,6 @@ class ServerProcess:
                 cwd=self._log.parent,
                 start_new_session=True,  # Ctrl-C is for the test run, which then stops its servers in order
             )
-
-    def _log_tail(self, size: int = 2000) -> str:
-        return self._log.read_bytes()[-size:].decode(errors="replace") if self._log.exists() else "no log"
 
 
 class Ports:

@@ -174,6 +174,10 @@ class ExternalRedis(RedisHandle):
         if self.command("DBSIZE") != 0:
             pytest.fail(f"{url}: the tests empty the database that they use, and this one is not empty", pytrace=False)
 
+    def reset(self) -> None:
+        """Empty this worker's database; the script cache belongs to all workers and stays."""
+        self.command("FLUSHDB", "SYNC")
+
 
 def _names_no_database(url: str) -> bool:
     return url.startswith(("redis://", "rediss://")) and url.rstrip("/").count("/") == 2 and "?" not in url

