@@ -84,7 +84,7 @@ class PrometheusInstrumentation:
         self._plugins: set[str] = set()
         # Alerts look at increases: a counter that is born at 1 has none, so these are born at 0.
         for mode in ("allow", "leased"):
-            self.metrics.failures_allowed.labels(mode)
+            self.metrics.failures_allowed(mode)
 
     def scrape_registry(self) -> CollectorRegistry:
         """Return what `/metrics` shows: this process, or all workers of the host."""
@@ -98,7 +98,7 @@ class PrometheusInstrumentation:
     def request_finished(self, event: RequestFinished) -> None:
         """Count the request, its refusal's reason and the time it cost."""
         outcome = self._outcome(event.outcome)
-        self.metrics.requests.labels(
+        self.metrics.requests(
             outcome,
             self._wire(event.wire),
             self._operation(event.operation),
@@ -106,58 +106,58 @@ class PrometheusInstrumentation:
             status_class(event.status),
         ).inc()
         if event.outcome in _REFUSALS:
-            self.metrics.refusals.labels(outcome, self._reason(event.reason)).inc()
+            self.metrics.refusals(outcome, self._reason(event.reason)).inc()
         if event.added_seconds is not None:
-            self.metrics.added.labels(outcome).observe(event.added_seconds)
+            self.metrics.added(outcome).observe(event.added_seconds)
 
     def reserved(self, event: Reserved) -> None:
         """Time the reserve and count the shadow limits that would have refused."""
-        self.metrics.reserve.labels(self._outcome(event.outcome)).observe(event.seconds)
+        self.metrics.reserve(self._outcome(event.outcome)).observe(event.seconds)
         if event.shadowed:
             self.metrics.shadowed.inc(event.shadowed)
 
     def settled(self, event: Settled) -> None:
         """Time the settle; count what it booked, what it overran and how good the estimate was."""
-        self.metrics.settle.labels(self._outcome(event.outcome), self._outcome(event.kind)).observe(event.seconds)
+        self.metrics.settle(self._outcome(event.outcome), self._outcome(event.kind)).observe(event.seconds)
         for unit, amount in () if event.repeated else event.booked:
             self._booked(event.provider, event.model, unit, amount)
         for unit, amount in () if event.repeated else event.overrun:
             if unit == Unit.USD:
                 self.metrics.overrun_nanos.inc(amount)
             else:
-                self.metrics.overrun_units.labels(self._unit(unit)).inc(amount)
+                self.metrics.overrun_units(self._unit(unit)).inc(amount)
         if event.actual_nanos is not None and event.estimated_nanos > 0 and not event.repeated:
             ratio = max(event.actual_nanos, 0) / event.estimated_nanos
-            self.metrics.ratio.labels(self._provider(event.provider)).observe(min(ratio, _MAX_RATIO))
+            self.metrics.ratio(self._provider(event.provider)).observe(min(ratio, _MAX_RATIO))
 
     def _booked(self, provider: str, model: str | None, unit: str, amount: int) -> None:
         if unit == Unit.USD:
             # Counters only rise, so money taken back has its own: spend − corrected is the net.
             counter = self.metrics.spend_nanos if amount >= 0 else self.metrics.corrected_nanos
-            counter.labels(self._provider(provider), self._model(model)).inc(abs(amount))
+            counter(self._provider(provider), self._model(model)).inc(abs(amount))
         elif amount > 0:
-            self.metrics.spend_units.labels(self._provider(provider), self._unit(unit)).inc(amount)
+            self.metrics.spend_units(self._provider(provider), self._unit(unit)).inc(amount)
 
     def held(self, unit: str, change: int) -> None:
         """Move the gauge of what this process holds."""
-        gauge = self.metrics.held_nanos if unit == Unit.USD else self.metrics.held_units.labels(self._unit(unit))
+        gauge = self.metrics.held_nanos if unit == Unit.USD else self.metrics.held_units(self._unit(unit))
         gauge.inc(change)
 
     def estimated(self, outcome: str, seconds: float) -> None:
         """Time the estimate."""
-        self.metrics.estimate.labels(self._outcome(outcome)).observe(seconds)
+        self.metrics.estimate(self._outcome(outcome)).observe(seconds)
 
     def unknown_model(self, provider: str, model: str) -> None:
         """Count it by provider; the model is the caller's word, so it is no label (the audit trail names it)."""
-        self.metrics.unknown_models.labels(self._provider(provider)).inc()
+        self.metrics.unknown_models(self._provider(provider)).inc()
 
     def store_failure_allowed(self, mode: str) -> None:
         """Count the pass."""
-        self.metrics.failures_allowed.labels(self._outcome(mode)).inc()
+        self.metrics.failures_allowed(self._outcome(mode)).inc()
 
     def breaker_changed(self, name: str, state: int) -> None:
         """Show the state."""
-        self.metrics.breaker.labels(self._breaker(name)).set(state)
+        self.metrics.breaker(self._breaker(name)).set(state)
 
     def holds_expired(self, count: int) -> None:
         """Count them."""
@@ -169,8 +169,8 @@ class PrometheusInstrumentation:
         if plugin not in self._plugins:
             self._plugins.add(plugin)
             for known in PluginOutcome:
-                self.metrics.plugin.labels(plugin, known.value)
-        self.metrics.plugin.labels(plugin, self._outcome(outcome)).observe(seconds)
+                self.metrics.plugin(plugin, known.value)
+        self.metrics.plugin(plugin, self._outcome(outcome)).observe(seconds)
 
     def backlog_measured(self, entries: int, oldest_seconds: float) -> None:
         """Show the backlog's size and age."""
@@ -184,7 +184,7 @@ class PrometheusInstrumentation:
 
     def ledger_failed(self, reason: str) -> None:
         """Count the failed batch."""
-        self.metrics.flush_failures.labels(self._failure(reason)).inc()
+        self.metrics.flush_failures(self._failure(reason)).inc()
 
     def expiry_booked(self, provider: str, model: str | None, unit: str, amount: int) -> None:
         """Count it as spend like a settle's."""
@@ -194,9 +194,9 @@ class PrometheusInstrumentation:
         """Show the drift of one shard."""
         label = self._shard(str(shard))
         if unit == Unit.USD:
-            self.metrics.drift_nanos.labels(label).set(amount)
+            self.metrics.drift_nanos(label).set(amount)
         else:
-            self.metrics.drift_units.labels(label, self._unit(unit)).set(amount)
+            self.metrics.drift_units(label, self._unit(unit)).set(amount)
 
     def journal_measured(self, entries: int) -> None:
         """Show how many wait."""
