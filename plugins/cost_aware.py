@@ -1,0 +1,117 @@
+"""Warn, then deny, as a principal's budget is used up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from sark_mw import (
+    BudgetReader,
+    ConfigurationError,
+    PolicyContext,
+    PolicyDecision,
+    PolicyEvaluationError,
+    PolicyPlugin,
+    PolicyServices,
+)
+
+
+class CostAwarePlugin(PolicyPlugin):
+    """Warn in the metadata from `warning_threshold` of a budget on, deny from `deny_threshold` on (shares, above 0).
+
+    The figures come from `cost_service` (anything with `async get_budget_status(principal_id)`), else from the one that the
+    gateway binds, else from `context.environment["budget"]`: a mapping or object with `daily_budget`, `daily_spent`,
+    `monthly_budget`, `monthly_spent`, or None for no budget. The budget that is used most decides. No figures is an error.
+    """
+
+    version = "1.0.0"
+    description = "Warn, then deny, as a budget is used up"
+    priority = 30
+
+    def __init__(
+        self,
+        cost_service: BudgetReader | None = None,
+        warning_threshold: float = 0.8,
+        deny_threshold: float = 0.95,
+        *,
+        name: str = "cost_aware",
+        on_error: str = "deny",
+    ) -> None:
+        self._warn = _share("warning_threshold", warning_threshold)
+        self._deny = _share("deny_threshold", deny_threshold)
+        if self._warn > self._deny:
+            raise ConfigurationError(f"warning_threshold {self._warn} is above deny_threshold {self._deny}: it would never warn")
+        self._name, self._on_error = name, on_error
+        self._own_service = cost_service is not None
+        self._service = cost_service
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def on_error(self) -> str:
+        return self._on_error
+
+    def bind(self, services: PolicyServices) -> None:
+        if not self._own_service:
+            self._service = services.budgets
+
+    async def evaluate(self, context: PolicyContext) -> PolicyDecision:
+        if self._service is not None:
+            status: object = await self._service.get_budget_status(context.principal_id)
+        elif "budget" in context.environment:
+            status = context.environment["budget"]
+        else:
+            raise PolicyEvaluationError("no cost service, and no 'budget' in the context's environment")
+        used = {} if status is None else _used(status)
+        if not used:
+            return PolicyDecision(True, "no budget is set")
+        return self._judge(used)
+
+    def _judge(self, used: dict[str, Decimal]) -> PolicyDecision:
+        window, share = max(used.items(), key=lambda item: item[1])
+        metadata: dict[str, Any] = {f"{name}_percent_used": float(value * 100) for name, value in used.items()}
+        spent = f"{share * 100:.1f} % of the {window} budget is spent"
+        if share >= self._deny:
+            return PolicyDecision(False, f"{spent}: denied from {self._deny * 100:.1f} % on", metadata)
+        if share >= self._warn:
+            return PolicyDecision(True, "within budget, but close to it", metadata | {"warning": spent})
+        return PolicyDecision(True, "within budget", metadata)
+
+
+def _used(status: object) -> dict[str, Decimal]:
+    """Compute the share used of each budget that is set; of a budget of 0 everything is used."""
+    used = {}
+    for window in ("daily", "monthly"):
+        budget = _amount(status, f"{window}_budget")
+        if budget is not None:
+            spent = _amount(status, f"{window}_spent")
+            if spent is None:
+                raise PolicyEvaluationError(f"the budget figures have a {window}_budget but no {window}_spent")
+            used[window] = spent / budget if budget > 0 else Decimal(1)
+    return used
+
+
+def _amount(status: object, field: str) -> Decimal | None:
+    value = status.get(field) if isinstance(status, Mapping) else getattr(status, field)
+    if value is None:
+        return None
+    try:
+        amount = Decimal(str(value))
+    except InvalidOperation:
+        raise PolicyEvaluationError(f"{field} is no amount: {value!r}") from None
+    if not amount.is_finite():
+        raise PolicyEvaluationError(f"{field} is no amount: {value!r}")
+    return amount
+
+
+def _share(field: str, value: float) -> Decimal:
+    try:
+        share = Decimal(str(value))
+    except InvalidOperation:
+        share = Decimal(0)
+    if isinstance(value, bool) or not share.is_finite() or share <= 0:
+        raise ConfigurationError(f"{field} must be a share above 0 (0.8 is 80 %), not {value!r}")
+    return share

@@ -1,0 +1,96 @@
+"""Make a plugin from a Python file, in this process: for files that are trusted like the gateway's own code."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sark_mw.errors import ConfigurationError
+from sark_mw.policy.base import PolicyPlugin
+
+_PREFIX = "sark_mw_loaded_plugin_"
+_serial = itertools.count(1)
+
+
+def load_plugin(path: Path, class_name: str | None, options: Mapping[str, Any]) -> PolicyPlugin:
+    """Run the file, find its plugin class and build it; raise `ConfigurationError` and leave no module behind on failure."""
+    module = _run(path)
+    try:
+        return _built(_plugin_class(module, path, class_name), path, options)
+    except BaseException:
+        sys.modules.pop(module.__name__, None)
+        raise
+
+
+def forget_module(plugin_class: type[PolicyPlugin]) -> None:
+    """Drop the module that was made for a loaded plugin; any other module stays."""
+    if plugin_class.__module__.startswith(_PREFIX):
+        sys.modules.pop(plugin_class.__module__, None)
+
+
+def _run(path: Path) -> ModuleType:
+    try:
+        source = path.read_bytes()
+        code = compile(source, str(path), "exec", dont_inherit=True)
+    except OSError as error:
+        raise ConfigurationError(f"cannot read the plugin file {path}: {error.strerror or error}") from error
+    except (SyntaxError, ValueError) as error:
+        raise ConfigurationError(f"the plugin file {path} is not valid Python: {error}") from error
+    stem = "".join(c if c.isalnum() else "_" for c in path.stem)
+    module = ModuleType(f"{_PREFIX}{next(_serial)}_{stem}")
+    module.__file__ = str(path)
+    # Dataclasses and annotations look their module up by name. No import machinery: it would leave bytecode beside the file.
+    sys.modules[module.__name__] = module
+    try:
+        exec(code, module.__dict__)  # noqa: S102  # running this file is what the user asked for
+    except (Exception, SystemExit) as error:  # the plugin boundary: whatever the file raises
+        del sys.modules[module.__name__]
+        raise ConfigurationError(f"the plugin file {path} failed to run: {type(error).__name__}: {error}") from error
+    except BaseException:
+        del sys.modules[module.__name__]
+        raise
+    return module
+
+
+def _plugin_class(module: ModuleType, path: Path, class_name: str | None) -> type[PolicyPlugin]:
+    found = {
+        value.__name__: value
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, PolicyPlugin) and value.__module__ == module.__name__
+    }
+    usable = {name: value for name, value in found.items() if not inspect.isabstract(value)}
+    if class_name is not None:
+        if class_name not in usable:
+            raise ConfigurationError(f"{path} defines no usable PolicyPlugin class {class_name!r}; {_listed(found)}")
+        return usable[class_name]
+    if len(usable) > 1:
+        raise ConfigurationError(f"{path} defines several PolicyPlugin classes; name one (class_name): {_listed(found)}")
+    if not usable:
+        raise ConfigurationError(f"{path} defines no usable PolicyPlugin class; {_listed(found)}")
+    return next(iter(usable.values()))
+
+
+def _listed(found: Mapping[str, type[PolicyPlugin]]) -> str:
+    if not found:
+        return "it defines none at all"
+    return "it defines " + ", ".join(
+        f"{name} (without {', '.join(sorted(value.__abstractmethods__))})" if inspect.isabstract(value) else name
+        for name, value in sorted(found.items())
+    )
+
+
+def _built(plugin_class: type[PolicyPlugin], path: Path, options: Mapping[str, Any]) -> PolicyPlugin:
+    try:
+        return plugin_class(**options)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{plugin_class.__name__} of {path}: {error}") from error
+    except (Exception, SystemExit) as error:  # the plugin boundary: its own constructor
+        given = ", ".join(sorted(options)) or "none"
+        raise ConfigurationError(
+            f"{plugin_class.__name__} of {path} cannot be built with the options given ({given}): {type(error).__name__}: {error}"
+        ) from error
