@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from sark_mw.limit import Limit
 
@@ -26,6 +26,9 @@ class LedgerEntry:
     cost_nanos: int
     requests: int
     tokens: int
+    #: What was booked on limits in `input_tokens` and `output_tokens`; the usage itself is below.
+    booked_input_tokens: int = 0
+    booked_output_tokens: int = 0
     estimated: bool
     late: bool
     #: From the caller's entry.
@@ -75,6 +78,8 @@ class CostTotal:
     requests: int
     tokens: int
     rows: int
+    booked_input_tokens: int = 0
+    booked_output_tokens: int = 0
     groups: tuple[tuple[str, int], ...] = ()
 
     @property
@@ -88,7 +93,10 @@ class Ledger(Protocol):
     """Append entries once, sum them; every method may raise `LedgerUnavailableError`."""
 
     async def append(self, entries: Sequence[LedgerEntry]) -> int:
-        """Insert what is not there yet, in one transaction; return how many rows were new."""
+        """Insert what is not there yet, in one transaction; return how many rows were new.
+
+        An entry that the database will never take goes to `ledger_rejected` whole, with the reason, and the others go on.
+        """
 
     async def total(self, query: CostFilter, group_by: str | None = None) -> CostTotal:
         """Sum rows; `group_by` is one of principal_id, resource_id, capability_id, provider, model."""
@@ -113,3 +121,87 @@ class Ledger(Protocol):
 
     async def aclose(self) -> None:
         """Let go of connections."""
+
+
+@runtime_checkable
+class CountsRejected(Protocol):
+    """A ledger that counts the entries its database would not take."""
+
+    @property
+    def rejected_rows(self) -> int:
+        """Entries that this process put into `ledger_rejected`."""
+
+
+class OutboxRecord(Protocol):
+    """One entry of the outbox as the flusher reads it; `sark_mw.store.base.OutboxEntry` is one."""
+
+    @property
+    def shard(self) -> int:
+        """Number of the shard."""
+
+    @property
+    def shard_seq(self) -> int:
+        """Number within the shard."""
+
+    @property
+    def epoch(self) -> str:
+        """Name of the life of the shard's data."""
+
+    @property
+    def reservation_id(self) -> str:
+        """Id of the reservation, unique together with `part`."""
+
+    @property
+    def part(self) -> int:
+        """Number within the reservation."""
+
+    @property
+    def kind(self) -> str:
+        """How it was resolved."""
+
+    @property
+    def root(self) -> str:
+        """The scope whose limits live together."""
+
+    @property
+    def reserved_ms(self) -> int:
+        """When it was reserved."""
+
+    @property
+    def booked_ms(self) -> int:
+        """When it was resolved."""
+
+    @property
+    def booked(self) -> tuple[tuple[str, int], ...]:
+        """Unit and signed amount of each unit booked."""
+
+    @property
+    def estimated(self) -> bool:
+        """True where the usage was never known."""
+
+    @property
+    def late(self) -> bool:
+        """True for a correction after the end."""
+
+    @property
+    def entry_json(self) -> str:
+        """The caller's part: see `sark_mw.ledger.entries`."""
+
+
+RecordT = TypeVar("RecordT", bound=OutboxRecord)
+
+
+class LedgerOutbox(Protocol[RecordT]):
+    """What the flusher needs of an outbox; `sark_mw.store.base.Outbox` is one, with `OutboxEntry` for its records."""
+
+    async def read(self, consumer: str, count: int) -> list[RecordT]:
+        """Take up to `count` new entries."""
+
+    async def reclaim(self, consumer: str, idle_ms: int, count: int) -> list[RecordT]:
+        """Take over entries of the dead, and this consumer's own."""
+
+    async def acknowledge(self, entries: Sequence[RecordT]) -> None:
+        """Drop entries that are safely in the ledger."""
+
+    async def backlog(self) -> int:
+        """Count the entries that are not in the ledger yet."""

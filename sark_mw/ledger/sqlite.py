@@ -1,0 +1,254 @@
+"""The ledger in SQLite: for one host, without a server; the file may be shared by several processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from decimal import Decimal
+from pathlib import Path
+from typing import TypeVar
+
+from sark_mw.errors import ConfigurationError, LedgerError, LedgerUnavailableError
+from sark_mw.ledger.base import CostFilter, CostTotal, LedgerEntry
+from sark_mw.ledger.rows import COLUMNS, LIMIT_COLUMNS, SCOPES, Row, content_of, limit_of, limit_row, row_of
+from sark_mw.ledger.schema import Migration, migrations
+from sark_mw.ledger.summary import SUMMED, Spelling, sum_query, total_of
+from sark_mw.limit import Limit
+
+_T = TypeVar("_T")
+#: What an entry raises that will raise it again however often it is tried.
+_NEVER_FITS = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, sqlite3.ProgrammingError, OverflowError)
+_INSERT = f"insert into cost_tracking ({', '.join(COLUMNS)}) values ({', '.join('?' * len(COLUMNS))}) on conflict do nothing"  # noqa: S608
+_REJECT = "insert into ledger_rejected (digest, reservation_id, reason, content) values (?, ?, ?, ?) on conflict do nothing"
+_SPELLING = Spelling(
+    from_ms="reserved_ms >= {}",
+    until_ms="reserved_ms < {}",
+    scope="id in (select entry from cost_tracking_scopes where scope = {})",
+    parameter="?",
+)
+# SQLite's sum() stops at int64: the upper and the lower 32 bits are summed apart and put together in Python.
+_SUMS = ", ".join(f"coalesce(sum({column} >> 32), 0), coalesce(sum({column} & 4294967295), 0)" for column in SUMMED)
+_PUT_LIMIT = f"""
+    insert into principal_budgets (limit_id, {", ".join(LIMIT_COLUMNS)}) values ({", ".join("?" * (len(LIMIT_COLUMNS) + 1))})
+    on conflict (root, limit_id) do update set amount = excluded.amount, mode = excluded.mode, since_ms = excluded.since_ms,
+        updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), deleted_at = null
+"""  # noqa: S608
+_DROP_LIMIT = """
+    update principal_budgets set deleted_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+    where root = ? and limit_id = ? and deleted_at is null
+"""
+_MIGRATIONS_TABLE = """
+    create table if not exists schema_migrations (
+        track text not null, version integer not null, name text not null, description text not null,
+        applied_at text not null default (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')), primary key (track, version)
+    )
+"""
+
+
+class SqliteLedger:
+    """Keep the ledger in a file (`sqlite:///relative`, `sqlite:////absolute`) or in memory (`sqlite:///:memory:`).
+
+    All work is done in one thread of its own, so the event loop never waits for the disk; `deadline_s` bounds the wait for
+    another process's lock. Raises `ConfigurationError` for any other address.
+    """
+
+    def __init__(self, url: str, *, deadline_s: float = 5.0) -> None:
+        if not url.startswith("sqlite:///") or not url.removeprefix("sqlite:///"):
+            raise ConfigurationError(f"a SQLite ledger reads sqlite:///path or sqlite:///:memory:, not {url!r}")
+        self._path = url.removeprefix("sqlite:///")
+        self._deadline_s = deadline_s
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sark-ledger")
+        self._opened: sqlite3.Connection | None = None
+        self._rejected_rows = 0
+        self._closed = False
+
+    @property
+    def rejected_rows(self) -> int:
+        """Entries that this process put into `ledger_rejected`."""
+        return self._rejected_rows
+
+    async def append(self, entries: Sequence[LedgerEntry]) -> int:
+        """Insert what is not there yet, in one transaction; return how many rows were new."""
+        rows = [row_of(entry) for entry in entries]
+        return await self._work(lambda connection: self._append(connection, rows))
+
+    def _append(self, connection: sqlite3.Connection, rows: Iterable[Row]) -> int:
+        new = rejected = 0
+        with _transaction(connection):
+            for row in rows:
+                try:
+                    new += _insert(connection, row)
+                except _NEVER_FITS as error:
+                    digest, content = content_of(row)
+                    reason = f"{type(error).__name__}: {error}"
+                    rejected += connection.execute(_REJECT, (digest, str(row[0]), reason, content)).rowcount
+        self._rejected_rows += rejected
+        return new
+
+    async def total(self, query: CostFilter, group_by: str | None = None) -> CostTotal:
+        """Sum rows; `group_by` is one of principal_id, resource_id, capability_id, provider, model."""
+        asked = sum_query(query, group_by, _SPELLING)
+        sql = f"select {asked.group}, count(*), {_SUMS} from cost_tracking{asked.where}{asked.group_by}"  # noqa: S608
+        rows = await self._work(lambda connection: connection.execute(sql, asked.parameters).fetchall())
+        groups = [(name, count, tuple(_joined(halves))) for name, count, *halves in rows]
+        return total_of(groups, grouped=asked.grouped)
+
+    async def last_sequence(self, shard: int) -> int:
+        """Return the highest `shard_seq` stored for a shard, 0 if none."""
+        sql = "select coalesce(max(shard_seq), 0) from cost_tracking where shard = ?"
+        return int((await self._work(lambda connection: connection.execute(sql, (shard,)).fetchone()))[0])
+
+    async def recent(self, shard: int, since_booked_ms: int) -> list[tuple[str, int]]:
+        """List (reservation id, last part) of reservations with an entry booked since then."""
+        sql = "select reservation_id, max(part) from cost_tracking where shard = ? and booked_ms >= ? group by 1 order by 1"
+        return await self._work(lambda connection: connection.execute(sql, (shard, since_booked_ms)).fetchall())
+
+    async def save_limits(self, put: Sequence[Limit], drop: Sequence[tuple[str, str]]) -> None:
+        """Keep limits in `principal_budgets`; `drop` names (root, limit_id)."""
+
+        def save(connection: sqlite3.Connection) -> None:
+            with _transaction(connection):
+                connection.executemany(_DROP_LIMIT, drop)
+                connection.executemany(_PUT_LIMIT, [_textual(limit_row(limit)) for limit in put])
+
+        await self._work(save)
+
+    async def load_limits(self) -> list[Limit]:
+        """Read every limit that was saved and not dropped."""
+        sql = f"select {', '.join(LIMIT_COLUMNS)} from principal_budgets where deleted_at is null order by root, limit_id"  # noqa: S608
+        return [limit_of(row) for row in await self._work(lambda connection: connection.execute(sql).fetchall())]
+
+    async def migrate(self) -> list[str]:
+        """Bring the schema up to date; return the names of the migrations that ran."""
+        return await self._work(_migrate)
+
+    async def schema_version(self) -> tuple[int, int]:
+        """Return (installed, newest) schema versions."""
+        return await self._work(_installed), len(migrations("sqlite"))
+
+    async def aclose(self) -> None:
+        """Close the file after what is under way."""
+        if self._closed:
+            return
+        self._closed = True
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
+        self._thread.shutdown(wait=False)
+
+    def _close(self) -> None:
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    async def _work(self, task: Callable[[sqlite3.Connection], _T]) -> _T:
+        if self._closed:
+            raise LedgerError("the ledger is closed")
+
+        def run() -> _T:
+            with _mapped():
+                return task(self._connection())
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, run)
+
+    def _connection(self) -> sqlite3.Connection:
+        if self._opened is None:
+            if self._path != ":memory:":
+                Path(self._path).parent.mkdir(parents=True, exist_ok=True)
+            self._opened = _open(self._path, self._deadline_s)
+        return self._opened
+
+
+def _open(path: str, deadline_s: float) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=deadline_s, isolation_level=None)
+    try:
+        # FULL: what is committed survives a loss of power, since it is then gone from the outbox.
+        for pragma in ("synchronous = full", "foreign_keys = on"):
+            connection.execute(f"pragma {pragma}")
+        # Only the first one changes the mode, which is kept in the file.
+        if connection.execute("pragma journal_mode").fetchone()[0] not in ("wal", "memory"):
+            connection.execute("pragma journal_mode = wal")
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _insert(connection: sqlite3.Connection, row: Row) -> int:
+    scopes = row[SCOPES]
+    names = scopes if isinstance(scopes, tuple) else ()
+    cursor = connection.execute(_INSERT, (*row[:SCOPES], json.dumps(names, ensure_ascii=False), *row[SCOPES + 1 :]))
+    if cursor.rowcount != 1:
+        return 0
+    links = [(scope, cursor.lastrowid) for scope in dict.fromkeys(names)]
+    connection.executemany("insert into cost_tracking_scopes (scope, entry) values (?, ?)", links)
+    return 1
+
+
+def _joined(halves: Sequence[int]) -> Iterator[int]:
+    for high, low in zip(halves[::2], halves[1::2], strict=True):
+        yield (high << 32) + low
+
+
+def _textual(row: tuple[str | Decimal | int, ...]) -> tuple[str | int, ...]:
+    # A Decimal goes in as text: SQLite's own numbers would round it.
+    return tuple(value if isinstance(value, int) else str(value) for value in row)
+
+
+def _installed(connection: sqlite3.Connection) -> int:
+    if not connection.execute("select 1 from sqlite_master where name = 'schema_migrations'").fetchone():
+        return 0
+    return int(connection.execute("select count(*) from schema_migrations").fetchone()[0])
+
+
+def _migrate(connection: sqlite3.Connection) -> list[str]:
+    # One write transaction for all: a second process waits for the lock, and then finds everything done.
+    with _transaction(connection):
+        connection.execute(_MIGRATIONS_TABLE)
+        missing = migrations("sqlite")[_installed(connection) :]
+        for migration in missing:
+            _run_script(connection, migration)
+    return [migration.label for migration in missing]
+
+
+def _run_script(connection: sqlite3.Connection, migration: Migration) -> None:
+    # executescript() would commit the transaction first.
+    statement = ""
+    for line in migration.sql.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            connection.execute(statement)
+            statement = ""
+    connection.execute(
+        "insert into schema_migrations (track, version, name, description) values (?, ?, ?, ?)",
+        (migration.track, migration.version, migration.name, migration.description),
+    )
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("begin immediate")
+    try:
+        yield
+        connection.execute("commit")
+    except BaseException:
+        # A full disk may have rolled it back already.
+        if connection.in_transaction:
+            connection.execute("rollback")
+        raise
+
+
+@contextmanager
+def _mapped() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if str(error).startswith("no such table"):
+            raise LedgerError(f"the ledger's schema is not there or too old, run `sark-mw migrate`: {error}") from error
+        raise LedgerUnavailableError(f"SQLite: {error}") from error
+    except OSError as error:
+        raise LedgerUnavailableError(f"the ledger's directory cannot be made: {error}") from error
+    except sqlite3.Error as error:
+        raise LedgerError(f"SQLite: {error}") from error
