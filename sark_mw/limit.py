@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
-from fnmatch import fnmatchcase
 from functools import lru_cache
+from hashlib import blake2b
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from sark_mw.errors import ConfigurationError, MoneyError
@@ -142,8 +142,8 @@ class Limit:
 
     def __post_init__(self) -> None:
         kind, _, name = self.scope.partition(":")
-        if not kind or not name or not clean_scope(self.scope) == self.scope:
-            raise ConfigurationError(f"a scope must read kind:name without spaces or control characters: {self.scope!r}")
+        if not kind or not name or not self.scope.isprintable():
+            raise ConfigurationError(f"a scope must read kind:name without control characters: {self.scope!r}")
         if not self.root or clean_scope(self.root) != self.root:
             raise ConfigurationError(f"a root must be a name without spaces or control characters: {self.root!r}")
         if self.unit not in set(Unit):
@@ -168,12 +168,16 @@ class Limit:
     @property
     def limit_id(self) -> str:
         """Name the limit within its root: what it limits, not how much."""
+        return self.name_for(self.scope)
+
+    def name_for(self, scope: str) -> str:
+        """Name what this limit counts on one scope that it matches."""
         zone = "" if self.window == "total" or self.window.startswith("rolling") else f"@{self.timezone}"
-        return f"{self.scope}/{self.unit}/{self.window}{zone}"
+        return f"{clean_scope(scope)}/{self.unit}/{self.window}{zone}"
 
     def matches(self, scope: str) -> bool:
         """Tell whether a request that touches `scope` touches this limit."""
-        return self.scope == scope or (self.scope.endswith("*") and fnmatchcase(scope, _literal(self.scope)))
+        return self.scope == scope or (self.scope.endswith("*") and scope.startswith(self.scope[:-1]))
 
     def period(self, at_ms: int) -> Period:
         """Return the period that holds `at_ms`; a rolling window has the one endless period."""
@@ -187,15 +191,15 @@ class Limit:
         return int(self.window.partition(":")[2]) * 1000 if self.window.startswith("rolling") else 0
 
 
-@lru_cache(maxsize=4096)
-def _literal(pattern: str) -> str:
-    """Escape all of a scope pattern but its final star, so that names cannot smuggle wildcards in."""
-    head = "".join(f"[{c}]" if c in "*?[" else c for c in pattern[:-1])
-    return head + "*"
-
-
 @lru_cache(maxsize=65_536)
 def clean_scope(scope: str) -> str:
-    """Make a scope safe for counter names: whitespace, control characters and `|` become `%xx`; at most 200 characters."""
-    safe = "".join(c if c.isprintable() and not c.isspace() and c not in "|%" else f"%{ord(c):02x}" for c in scope)
-    return safe[:200]
+    """Make a scope safe for counter names, without two scopes ever meeting in one name.
+
+    Whitespace, control characters, `|` and `%` become the `%XX` of their UTF-8 bytes; beyond 200 characters a digest stands for the rest.
+    """
+    safe = "".join(c if c.isprintable() and not c.isspace() and c not in "|%" else _percent(c) for c in scope)
+    return safe if len(safe) <= 200 else f"{safe[:160]}%~{blake2b(scope.encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()}"
+
+
+def _percent(char: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogatepass"))

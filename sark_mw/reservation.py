@@ -8,9 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from sark_mw.errors import MoneyError
 from sark_mw.limit import ROLLING_BUCKETS, Limit, Mode
+from sark_mw.money import MAX_HOLD
 
 UNLIMITED = -1
+#: The longest lease: a hold further ahead than twice this was made by a clock that was wrong.
+MAX_LEASE_MS = 86_400_000
 
 
 class Outcome(StrEnum):
@@ -39,12 +43,24 @@ class Resolution(StrEnum):
     EXPIRE = "expire"
 
 
+def _check_amount(unit: str, amount: int) -> None:
+    if not 0 <= amount <= MAX_HOLD:
+        raise MoneyError(f"an amount of {unit} must lie between 0 and {MAX_HOLD}: {amount}")
+
+
+def _check_words(reservation_id: str, entry: str) -> None:
+    if not reservation_id or len(reservation_id) > 200 or not reservation_id.isascii() or not reservation_id.isprintable() or " " in reservation_id:
+        raise ValueError(f"a reservation id must be printable ASCII without spaces: {reservation_id!r}")
+    if not entry.startswith("{") or "\n" in entry:
+        raise ValueError("a ledger entry must be a JSON object on one line")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
     """One limit as one request touches it: a counter in one period.
 
     `amount` in the unit's integer (nanos for usd), `UNLIMITED` counts without refusing. `starts_ms <= now < ends_ms` must hold
-    by the server's clock when it is reserved (`ends_ms` 0: never ends). `rolling_ms` > 0 makes it a rolling window.
+    by the server's clock when it is reserved (`ends_ms` 0: never ends). `rolling_ms` > 0 makes it a rolling window. `options` is a word kept for kinds of limits to come.
     """
 
     counter: str
@@ -54,6 +70,7 @@ class Line:
     ends_ms: int = 0
     rolling_ms: int = 0
     enforce: bool = True
+    options: str = "-"
     limit: Limit | None = None
     scope: str = ""
 
@@ -71,13 +88,19 @@ class Need:
     held: int
     expected: int = 0
 
+    def __post_init__(self) -> None:
+        _check_amount(self.unit, self.held)
+        if not 0 <= self.expected <= self.held:
+            raise MoneyError(f"expected {self.unit} must lie between 0 and what is held ({self.held}): {self.expected}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reserve:
     """Ask for a hold of every need on every line of its unit, all or nothing.
 
-    `lease_ms` 0 books the needs at once, without a hold. `entry` is a JSON object without newlines that goes into the ledger
-    if the hold expires. `version` is the version of the limits that `lines` were made from.
+    `lease_ms` 0 books the needs at once, without a hold (with `entry` "{}" without a ledger entry either: for rate limits, not for
+    usd); at most `MAX_LEASE_MS`. `made_ms` above 0 is that of a hold which the store lost: it is held again whatever the limits say. `entry` is a JSON object without newlines that goes into the ledger
+    if the hold expires. `version` and `epoch` are those of the `LimitTable` that `lines` were made from.
     """
 
     reservation_id: str
@@ -86,7 +109,16 @@ class Reserve:
     needs: tuple[Need, ...]
     lease_ms: int
     version: int
+    epoch: str = ""
     entry: str = "{}"
+    made_ms: int = 0
+
+    def __post_init__(self) -> None:
+        _check_words(self.reservation_id, self.entry)
+        if not 0 <= self.lease_ms <= MAX_LEASE_MS:
+            raise ValueError(f"a lease must lie between 0 and {MAX_LEASE_MS} ms: {self.lease_ms}")
+        if self.lease_ms == 0 and self.entry == "{}" and any(need.unit == "usd" for need in self.needs):
+            raise ValueError("money that is booked at once needs a ledger entry")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +139,7 @@ class Balance:
 class ReserveReply:
     """The answer to a reserve.
 
-    `outcome` is HELD (or BOOKED for a lease of 0), EXCEEDS_LIMIT, WRONG_PERIOD (look at `at_ms`, the server's clock), STALE_LIMITS,
+    `made_ms` is when the reservation was made (for a repeated one: then, not now). `outcome` is HELD (or BOOKED for a lease of 0), EXCEEDS_LIMIT, WRONG_PERIOD (look at `at_ms`, the server's clock), STALE_LIMITS,
     or the resolution (SETTLED, RELEASED, EXPIRED) of a reservation that was made and resolved before. `repeated`: it had
     been answered before. `balances` are those after the decision, in the order of the lines; `exceeded` are indices into
     them: the enforced limits that refused; `shadowed`: the shadow limits that would have.
@@ -116,6 +148,7 @@ class ReserveReply:
     reservation_id: str
     outcome: Outcome
     at_ms: int
+    made_ms: int = 0
     repeated: bool = False
     balances: tuple[Balance, ...] = ()
     exceeded: tuple[int, ...] = ()
@@ -129,11 +162,12 @@ class ReserveReply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settle:
-    """Book `amounts` (unit, integer: increments beyond earlier partial settles) and, unless PARTIAL, end the reservation.
+    """Book `amounts` (unit, integer: all that the reservation has cost so far) and, unless PARTIAL, end the reservation.
 
-    `part` numbers the caller's settles of this reservation from 1; a repeated number changes nothing. `made_ms` is the
-    `at_ms` of the reserve's answer, `lines` are the reserve's: with both, a settle whose reservation is gone from
-    the store is still booked, in the period it belongs to. RELEASE books nothing.
+    `part` numbers the caller's settles of this reservation from 1; a repeated or lower number changes nothing, and since amounts are
+    cumulative a part that overtakes another loses nothing. A RELEASE without amounts books nothing more. `made_ms` is
+    that of the reserve's answer, `lines` are the reserve's: with both, a settle whose reservation is gone from
+    the store is still booked, in the period it belongs to.
     """
 
     reservation_id: str
@@ -145,6 +179,11 @@ class Settle:
     made_ms: int = 0
     estimated: bool = False
     entry: str = "{}"
+
+    def __post_init__(self) -> None:
+        _check_words(self.reservation_id, self.entry)
+        for unit, amount in self.amounts:
+            _check_amount(unit, amount)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,24 +220,39 @@ def new_reservation_id() -> str:
 def lines_for(limits: Iterable[Limit], scopes: Iterable[str], at_ms: int) -> tuple[Line, ...]:
     """Lay out the limits that a request touching `scopes` touches at the server time `at_ms`: budgets first.
 
-    A limit counts from `since_ms`, so its first period starts there: the ledger's sum from then on is the counter.
+    Of several limits that would count the same thing on a scope, the exact one wins, then the longest pattern (an
+    enforcing and a shadow limit both stand). A limit counts from `since_ms`: the ledger's sum from then on is its counter.
     """
+    best: dict[tuple[str, str], tuple[Limit, str]] = {}
     touched = tuple(dict.fromkeys(scopes))
-    lines = [_line(limit, scope, at_ms) for limit in limits for scope in touched if limit.matches(scope)]
-    # An exact scope and a pattern may name the same counter: the exact one comes later, so it wins.
-    lines.sort(key=lambda line: (line.unit != "usd", line.limit is not None and not line.limit.scope.endswith("*")))
-    unique = {line.counter: line for line in lines}
-    return tuple(unique.values())
+    for limit in limits:
+        for scope in touched:
+            if limit.matches(scope):
+                name = (limit.name_for(scope), limit.mode)
+                if name not in best or _weight(limit) > _weight(best[name][0]):
+                    best[name] = (limit, scope)
+    lines = [_line(limit, scope, at_ms) for limit, scope in best.values()]
+    return tuple(sorted(lines, key=lambda line: line.unit != "usd"))
+
+
+def _weight(limit: Limit) -> tuple[bool, int]:
+    return (not limit.scope.endswith("*"), len(limit.scope))
+
+
+#: A limit that counts from further ahead than this was set before the server's clock went back: it counts at once.
+_CLOCK_WENT_BACK_MS = 5_000
 
 
 def _line(limit: Limit, scope: str, at_ms: int) -> Line:
     period = limit.period(at_ms)
-    name = limit.limit_id.replace(limit.scope, scope, 1)
+    since = limit.since_ms if limit.since_ms <= at_ms + _CLOCK_WENT_BACK_MS else 0
+    mode = "" if limit.mode == Mode.ENFORCE else f"~{limit.mode}"
     return Line(
-        counter=f"{limit.root}|{name}|{period.name}",
+        # `since_ms` is in the name: a limit that is dropped and made again starts a counter of its own.
+        counter=f"{limit.root}|{limit.name_for(scope)}{mode}|{period.name}|{limit.since_ms}",
         unit=limit.unit,
         amount=limit.amount_units,
-        starts_ms=max(period.starts_ms, limit.since_ms),
+        starts_ms=max(period.starts_ms, since),
         ends_ms=period.ends_ms,
         rolling_ms=limit.rolling_ms,
         enforce=limit.mode == Mode.ENFORCE,

@@ -20,6 +20,7 @@ class LimitTable:
 
     root: str
     version: int
+    epoch: str
     limits: tuple[Limit, ...]
     at_ms: int
 
@@ -68,6 +69,32 @@ class RestoredCounter:
 
     line: Line
     spent: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoredReservation:
+    """A reservation that was resolved not long ago, as the ledger knows it: calls about it must not count twice.
+
+    `resolution` is settled, released (also: only parts of it were booked) or expired; `known` and `estimated` are what was
+    booked per unit.
+    """
+
+    reservation_id: str
+    resolution: str
+    entries: int
+    made_ms: int
+    known: tuple[tuple[str, int], ...]
+    estimated: tuple[tuple[str, int], ...] = ()
+
+
+class StoreObserver(Protocol):
+    """Hears of every call to the server; must not raise or block."""
+
+    def on_store_call(self, script: str, seconds: float, outcome: str, items: int) -> None:
+        """`outcome` is ok, timeout, error or open (the breaker refused)."""
+
+    def on_breaker(self, state: str) -> None:
+        """`state` is closed, open or half_open."""
 
 
 @runtime_checkable
@@ -121,15 +148,23 @@ class Outbox(Protocol):
 
 @runtime_checkable
 class RestorableStore(Protocol):
-    """A store that can be rebuilt from the ledger after it lost its data."""
+    """A store that can be begun, and rebuilt from the ledger after it lost its data."""
+
+    def shard_of(self, root: str) -> int:
+        """Name the shard in which a root lives."""
 
     async def lost_shards(self) -> list[int]:
         """Name the shards whose epoch key is gone."""
 
     async def restore(
-        self, shard: int, limits: Sequence[Limit], counters: Sequence[RestoredCounter], next_seq: int, resolved: Sequence[tuple[str, int]]
+        self,
+        shard: int,
+        limits: Sequence[Limit] = (),
+        counters: Sequence[RestoredCounter] = (),
+        last_seq: int = 0,
+        resolved: Sequence[RestoredReservation] = (),
     ) -> str:
-        """Write limits, counters and `resolved` (reservation id, last part) and a new epoch in one step; return the epoch in force.
+        """Begin a shard: write limits, counters, tombstones of `resolved` and a new epoch in one step; return the epoch.
 
         The first caller wins: if another restored the shard before, nothing changes.
         """

@@ -1,0 +1,178 @@
+-- The book: counters read once, changed in memory, written back in a few calls. Sums stay exact: a change is added up in a
+-- Lua number only below 2^53, and a counter beyond that is written with HINCRBY.
+local MAX_BUCKETS = 52
+
+local function open_book(key, now, retention)
+  return { key = key, now = now, retention = retention, rows = {}, order = {} }
+end
+
+-- Read the counters of the lines that are not in the book yet.
+local function load_rows(book, lines)
+  local missing, rows = {}, {}
+  for _, line in ipairs(lines) do
+    if not book.rows[line.counter] then
+      local row = { line = line, add_spent = 0, add_held = 0 }
+      book.rows[line.counter] = row
+      missing[#missing + 1] = line.counter
+      rows[#rows + 1] = row
+    end
+  end
+  if #missing == 0 then
+    return
+  end
+  local spent = redis.call('HMGET', book.key.spent, unpack(missing))
+  local held = redis.call('HMGET', book.key.held, unpack(missing))
+  for n, row in ipairs(rows) do
+    row.is_new = not spent[n]
+    row.spent_text, row.held_text = spent[n] or '0', held[n] or '0'
+    row.spent, row.held = tonumber(row.spent_text), tonumber(row.held_text)
+    book.order[#book.order + 1] = row
+  end
+end
+
+local function change_held(book, line, amount)
+  local row = book.rows[line.counter]
+  if math.abs(row.add_held + amount) > MAX_EXACT then
+    redis.call('HINCRBY', book.key.held, line.counter, digits(row.add_held))
+    row.held, row.add_held = row.held + row.add_held, 0
+  end
+  row.add_held = row.add_held + amount
+  row.held_changed = row.held_changed or amount ~= 0
+end
+
+local function change_spent(book, line, amount)
+  local row = book.rows[line.counter]
+  if math.abs(row.add_spent + amount) > MAX_EXACT then
+    redis.call('HINCRBY', book.key.spent, line.counter, digits(row.add_spent))
+    row.spent, row.add_spent = row.spent + row.add_spent, 0
+  end
+  row.add_spent = row.add_spent + amount
+  row.spent_changed = row.spent_changed or amount ~= 0
+end
+
+local function first_bucket(now, line)
+  return math.floor((now - line.rolling) / line.bucket) + 1
+end
+
+-- Take the buckets that left the window off the spent sum of a rolling line.
+local function evict(book, line)
+  local key, now = book.key, book.now
+  local first, current = first_bucket(now, line), math.floor(now / line.bucket)
+  local oldest = tonumber(redis.call('HGET', key.rolling, line.counter .. ':o') or '')
+  if not oldest or (first <= oldest and oldest <= current) then
+    return
+  end
+  -- Buckets ahead of the clock (it went back) are folded into the current one: still counted, and leaving a window from now.
+  local folding = oldest > current
+  local names = {}
+  for n = oldest, folding and oldest + MAX_BUCKETS or math.min(first - 1, oldest + MAX_BUCKETS) do
+    names[#names + 1] = line.counter .. ':b' .. digits(n)
+  end
+  local amounts = redis.call('HMGET', key.rolling, unpack(names))
+  redis.call('HDEL', key.rolling, unpack(names))
+  redis.call('HSET', key.rolling, line.counter .. ':o', digits(first))
+  for n = 1, #names do
+    if amounts[n] and folding then
+      redis.call('HINCRBY', key.rolling, line.counter .. ':b' .. digits(current), amounts[n])
+    elseif amounts[n] then
+      change_spent(book, line, -tonumber(amounts[n]))
+    end
+  end
+end
+
+local function evict_all(book, lines)
+  for _, line in ipairs(lines) do
+    if line.rolling > 0 then
+      evict(book, line)
+    end
+  end
+end
+
+-- Book an amount on a line, in the bucket of `made` if it rolls; what left the window already is not counted.
+local function spend(book, line, made, amount)
+  if amount == 0 then
+    return
+  end
+  if line.rolling > 0 then
+    local key, now = book.key, book.now
+    if made + line.rolling <= now then
+      return
+    end
+    local oldest = tonumber(redis.call('HGET', key.rolling, line.counter .. ':o') or '')
+    if not oldest then
+      oldest = first_bucket(now, line)
+      redis.call('HSET', key.rolling, line.counter .. ':o', digits(oldest))
+    end
+    local bucket = math.min(math.floor(made / line.bucket), math.floor(now / line.bucket))
+    if bucket < oldest then
+      return
+    end
+    redis.call('HINCRBY', key.rolling, line.counter .. ':b' .. digits(bucket), digits(amount))
+  end
+  change_spent(book, line, amount)
+end
+
+-- Remember when a counter may be deleted; `total` windows stay.
+local function keep_until(book, line)
+  if line.rolling > 0 then
+    redis.call('ZADD', book.key.periods, digits(book.now + line.rolling + book.retention), line.counter)
+  elseif line.ends > 0 then
+    redis.call('ZADD', book.key.periods, digits(line.ends + book.retention), line.counter)
+  end
+end
+
+-- Write one kind of change of all rows: small counters in one HSET, large ones with HINCRBY.
+local function write_rows(book, hash, what, drop_zero)
+  local sets, gone = {}, {}
+  local change, flag = 'add_' .. what, what .. '_changed'
+  for _, row in ipairs(book.order) do
+    if row[flag] then
+      local total = row[what] + row[change]
+      if math.abs(total) > MAX_EXACT or math.abs(row[what]) > MAX_EXACT then
+        redis.call('HINCRBY', hash, row.line.counter, digits(row[change]))
+      elseif total == 0 and drop_zero then
+        gone[#gone + 1] = row.line.counter
+      else
+        sets[#sets + 1] = row.line.counter
+        sets[#sets + 1] = digits(total)
+      end
+      row[what], row[change], row[flag], row[what .. '_text'] = total, 0, nil, nil
+    end
+  end
+  if #gone > 0 then
+    redis.call('HDEL', hash, unpack(gone))
+  end
+  if #sets > 0 then
+    redis.call('HSET', hash, unpack(sets))
+  end
+end
+
+local function close_book(book)
+  for _, row in ipairs(book.order) do
+    if row.spent_changed and (row.is_new or row.line.rolling > 0) then
+      keep_until(book, row.line)
+      row.is_new = false
+    end
+  end
+  write_rows(book, book.key.spent, 'spent', false)
+  write_rows(book, book.key.held, 'held', true)
+end
+
+local function text_of(row, hash, what)
+  if row[what .. '_text'] then
+    return row[what .. '_text']
+  elseif math.abs(row[what]) <= MAX_EXACT then
+    return digits(row[what])
+  end
+  return redis.call('HGET', hash, row.line.counter) or '0'
+end
+
+-- What the counters are after the last close of the book, exactly: as the strings that Redis holds.
+local function texts_of(book, lines)
+  local spent, held = {}, {}
+  for i, line in ipairs(lines) do
+    local row = book.rows[line.counter]
+    spent[i], held[i] = text_of(row, book.key.spent, 'spent'), text_of(row, book.key.held, 'held')
+  end
+  return spent, held
+end

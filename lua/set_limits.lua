@@ -1,0 +1,42 @@
+-- Add, replace and drop limits in one step; every process notices by the version.
+--
+-- KEYS[1] meta hash
+-- KEYS[2] spent hash
+-- KEYS[3] held hash
+-- KEYS[4] rolling hash
+-- KEYS[5] periods zset
+-- KEYS[6] holds hash
+-- KEYS[7] leases zset
+-- KEYS[8] done hash
+-- KEYS[9] done_before hash
+-- KEYS[10] outbox stream
+-- KEYS[11] limits hash
+-- ARGV[1] n_put, then per limit: field json
+-- then n_drop, then per limit: field
+--   json: an object without since_ms; the script puts in the server time from which the limit counts
+-- Returns {code, now_ms, epoch, version}
+--   code ok
+--   code no_epoch: the data is gone or was never begun; nothing changed
+
+-- @include keys clock numbers
+
+local key = name_keys(KEYS)
+local now = now_ms()
+local meta = redis.call('HMGET', key.meta, 'epoch', 'version')
+if not meta[1] then
+  return { 'no_epoch', now, '', '0' }
+end
+local n_put = tonumber(ARGV[1])
+for n = 1, n_put do
+  local field, json = ARGV[2 * n], ARGV[2 * n + 1]
+  local since = string.match(redis.call('HGET', key.limits, field) or '', '"since_ms": ?(%d+)')
+  -- From the next millisecond on: a reservation of this one may have been made without the limit.
+  since = since or digits(now + 1)
+  redis.call('HSET', key.limits, field, '{"since_ms":' .. since .. ',' .. string.sub(json, 2))
+end
+local at = 2 + 2 * n_put
+for n = 1, tonumber(ARGV[at]) do
+  redis.call('HDEL', key.limits, ARGV[at + n])
+end
+local version = redis.call('HINCRBY', key.meta, 'version', '1')
+return { 'ok', now, meta[1], digits(version) }

@@ -1,0 +1,118 @@
+"""One call to the server: EVALSHA with an EVAL fallback, a deadline, retries that are safe by id, and a breaker."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+from redis import exceptions as redis_errors
+
+from sark_mw.errors import StoreError, StoreUnavailableError
+from sark_mw.store.base import StoreObserver
+from sark_mw.store.breaker import Breaker
+from sark_mw.store.scripts import load_script
+
+Answer = TypeVar("Answer")
+
+#: The server is there and will be able to soon: loading its file, between masters, a slot on the move.
+_PASSING = (
+    redis_errors.BusyLoadingError,
+    redis_errors.ReadOnlyError,
+    redis_errors.TryAgainError,
+    redis_errors.ClusterDownError,
+    redis_errors.MasterDownError,
+    redis_errors.ConnectionError,
+)
+_BACK_OFF_S = 0.02
+
+
+class Commands:
+    """Send scripts and commands through one redis-py client (single, Sentinel, Cluster or fakeredis)."""
+
+    def __init__(
+        self,
+        client: Any,
+        *,
+        deadline_s: float,
+        breaker: Breaker,
+        observer: StoreObserver | None = None,
+        wait_replicas: int = 0,
+        wait_timeout_ms: int = 100,
+    ) -> None:
+        self.client = client
+        self.deadline_s = deadline_s
+        self.breaker = breaker
+        self.observer = observer
+        self._wait = (wait_replicas, wait_timeout_ms)
+
+    async def script(self, name: str, keys: Sequence[str], args: Sequence[str | int], *, items: int = 1, durable: bool = False) -> Any:
+        """Run a script; `durable` waits for replicas where the settings ask for it. Raises `StoreUnavailableError`."""
+        script = load_script(name)
+
+        async def once() -> Any:
+            try:
+                return await self._send(("EVALSHA", script.sha, len(keys), *keys, *args), durable)
+            except (redis_errors.NoScriptError, redis_errors.NoPermissionError):
+                return await self._send(("EVAL", script.source, len(keys), *keys, *args), durable)
+
+        return await self.run(name, once, items=items)
+
+    async def _send(self, command: tuple[Any, ...], durable: bool) -> Any:
+        wanted, timeout_ms = self._wait
+        if not (durable and wanted):
+            return await self.client.execute_command(*command)
+        # WAIT speaks of its own connection's writes: both go down the same one, in one round trip.
+        async with self.client.pipeline(transaction=False) as pipe:
+            pipe.execute_command(*command)
+            pipe.execute_command("WAIT", wanted, timeout_ms)
+            reply, reached = await pipe.execute()
+        if int(reached) < wanted:
+            raise StoreUnavailableError(f"only {reached} of {wanted} replicas confirmed within {timeout_ms} ms")
+        return reply
+
+    async def run(self, name: str, call: Callable[[], Awaitable[Answer]], *, items: int = 1) -> Answer:
+        """Call until it answers or the deadline is over; anything it sends must be safe to repeat."""
+        if not self.breaker.allows():
+            self._note(name, 0.0, "open", items)
+            raise StoreUnavailableError("the store's circuit breaker is open")
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(self.deadline_s):
+                answer = await self._persist(call)
+        except (TimeoutError, redis_errors.TimeoutError) as error:
+            self.breaker.failed()
+            self._note(name, time.monotonic() - started, "timeout", items)
+            raise StoreUnavailableError(f"the store did not answer {name} within {self.deadline_s} s") from error
+        except (redis_errors.RedisError, OSError) as error:
+            self.breaker.failed()
+            self._note(name, time.monotonic() - started, "error", items)
+            raise StoreUnavailableError(f"the store refused {name}: {error}") from error
+        except StoreError:
+            self._note(name, time.monotonic() - started, "error", items)
+            raise
+        self.breaker.succeeded()
+        self._note(name, time.monotonic() - started, "ok", items)
+        return answer
+
+    async def _persist(self, call: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Try again where the fault is passing; a lost answer gets half of the deadline, the repetition the other half."""
+        patience = self.deadline_s / 2
+        ends = time.monotonic() + self.deadline_s
+        while True:
+            try:
+                async with asyncio.timeout(patience):
+                    return await call()
+            except (TimeoutError, redis_errors.TimeoutError):
+                patience = max(ends - time.monotonic(), 0.001)
+                if time.monotonic() + _BACK_OFF_S >= ends:
+                    raise
+            except _PASSING:
+                if time.monotonic() + _BACK_OFF_S >= ends:
+                    raise
+                await asyncio.sleep(_BACK_OFF_S)
+
+    def _note(self, name: str, seconds: float, outcome: str, items: int) -> None:
+        if self.observer is not None:
+            self.observer.on_store_call(name, seconds, outcome, items)

@@ -1,0 +1,34 @@
+"""Limits as they lie in the store: one JSON object each."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+
+from sark_mw.limit import Limit
+
+
+def limit_field(root: str, limit_id: str) -> str:
+    """Name a limit's field in the hash of limits."""
+    return f"{root}|{limit_id}"
+
+
+def limit_to_json(limit: Limit, *, since: bool = False) -> str:
+    """Write a limit; `since_ms` is left to the script unless asked for."""
+    fields: dict[str, str | int] = {"since_ms": limit.since_ms} if since else {}
+    fields |= {
+        "scope": limit.scope,
+        "unit": limit.unit,
+        "amount": str(limit.amount),
+        "window": limit.window,
+        "timezone": limit.timezone,
+        "mode": limit.mode,
+        "root": limit.root,
+    }
+    return json.dumps(fields, separators=(",", ":"))
+
+
+def limit_from_json(text: str) -> Limit:
+    """Read a limit."""
+    fields = json.loads(text)
+    return Limit(**{**fields, "amount": Decimal(fields["amount"])})
