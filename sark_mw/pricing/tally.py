@@ -1,0 +1,94 @@
+"""What one request asks for, as it is read off its body: input of every kind, and how much output."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from sark_mw.errors import InvalidRequestError
+from sark_mw.pricing.prices import PricingOptions
+from sark_mw.pricing.tokens import TextCounter, TokenCount
+
+#: Content nests at most this deep in any API; deeper is an attack on the stack.
+MAX_DEPTH = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """How much output a request wants and how it is to be served.
+
+    `limit` is the request's own output limit per choice, None without one; `extra_output` what may come on top of it.
+    `cache_writes` is the dearest cache write that it may cause: "", "5m" or "1h".
+    """
+
+    limit: int | None = None
+    choices: int = 1
+    extra_output: int = 0
+    cache_writes: str = ""
+    service_tier: str | None = None
+    audio_output: bool = False
+    no_output: bool = False
+
+
+class InputTally:
+    """Add up the input of one request, in tokens: an upper bound and a probable figure."""
+
+    __slots__ = ("_ceiling", "_expected", "_options", "_texts", "audio_ceiling", "audio_expected", "opaque")
+
+    def __init__(self, texts: TextCounter, options: PricingOptions) -> None:
+        self._texts = texts
+        self._options = options
+        self._ceiling = 0
+        self._expected = 0
+        self.audio_ceiling = 0
+        self.audio_expected = 0
+        self.opaque = 0
+
+    def text(self, text: str) -> None:
+        """Count a text."""
+        self._texts.add(text)
+
+    def data(self, value: object, param: str) -> None:
+        """Count something structured (tools, schemas, tool calls) as the JSON that it is."""
+        try:
+            self._texts.add(json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str))
+        except (RecursionError, ValueError):
+            raise InvalidRequestError(f"'{param}' is nested too deeply", param) from None
+
+    def add(self, ceiling: int, expected: int | None = None) -> None:
+        """Add tokens that are known otherwise."""
+        self._ceiling += ceiling
+        self._expected += ceiling if expected is None else expected
+
+    def count(self, count: TokenCount) -> None:
+        """Add a count."""
+        self._ceiling += count.ceiling
+        self._expected += count.expected
+
+    def audio(self, count: TokenCount) -> None:
+        """Add audio, which is priced apart."""
+        self.audio_ceiling += count.ceiling
+        self.audio_expected += count.expected
+
+    def reference(self) -> None:
+        """Take note of an input whose size is not in the body: a file id, a URL, an earlier response."""
+        self.opaque += 1
+
+    def total(self, context_window: int | None) -> TokenCount:
+        """Sum up all but audio; what is unknown counts up to the model's context window."""
+        unknown = self.opaque * self._options.opaque_tokens
+        if context_window is not None:
+            unknown = min(unknown, context_window)
+        ceiling = self._ceiling + self._texts.ceiling + unknown
+        expected = self._expected + self._texts.expected + min(unknown, self.opaque * self._options.expected_opaque_tokens)
+        return TokenCount(ceiling, min(ceiling, expected))
+
+
+def objects(value: object, param: str) -> list[dict[str, object]]:
+    """Check that a value is a list of objects; raises `InvalidRequestError` naming the field."""
+    if not isinstance(value, list):
+        raise InvalidRequestError(f"'{param}' must be an array", param)
+    for index, item in enumerate(value):
+        if not isinstance(item, dict):
+            raise InvalidRequestError(f"'{param}[{index}]' must be an object", f"{param}[{index}]")
+    return value
