@@ -1,0 +1,176 @@
+"""The counters of the in-memory store: what each limit has spent and holds in one period, in plain Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from sark_mw.money import MAX_LIMIT_NANOS
+from sark_mw.reservation import UNLIMITED, Line
+
+
+@dataclass(slots=True)
+class Counter:
+    """What one limit counted in one period, on one scope.
+
+    A rolling window keeps `spent` by bucket too; buckets before `oldest` are no longer in `spent`. The last two fields exist
+    for `check` alone: `granted` is the largest amount that an enforcing limit had when something was admitted (None: admitted
+    without one), `excess` is what was booked above its hold.
+    """
+
+    spent: int = 0
+    held: int = 0
+    oldest: int | None = None
+    buckets: dict[int, int] = field(default_factory=dict)
+    granted: int | None = 0
+    excess: int = 0
+
+    def check(self, name: str, entries: int | None) -> None:
+        """Raise AssertionError unless the counter is within its limit and is the sum of its ledger entries or buckets."""
+        assert self.held >= 0, f"{name} holds {self.held}"
+        if self.granted is not None:
+            assert self.spent + self.held <= self.granted + self.excess, f"{name} is over its limit: {self}"
+        if entries is None:
+            assert self.spent == sum(self.buckets.values()), f"{name} is not the sum of its buckets: {self}"
+        else:
+            assert self.spent == entries, f"{name} is not the sum of its ledger entries, {entries}: {self}"
+
+
+class Counters:
+    """The counters of one shard, and until when each is kept."""
+
+    def __init__(self, retention_ms: int) -> None:
+        self._retention_ms = retention_ms
+        self._looked_ms: int | None = None
+        self._drop_after_ms = 0
+        self._by_name: dict[str, Counter] = {}
+        self._keep_until: dict[str, int] = {}
+        self._rolling: set[str] = set()
+
+    def read(self, line: Line, now: int) -> tuple[int, int]:
+        """Return (spent, held) of a line, after taking off what left its rolling window."""
+        counter = self._by_name.get(line.counter)
+        if counter is None:
+            return 0, 0
+        if counter.oldest is not None:
+            self._roll(counter, line, now)
+        return counter.spent, counter.held
+
+    def exceeds(self, line: Line, need: int, now: int) -> bool:
+        """Tell whether a need would carry a line past its amount; a need of 0 never does."""
+        spent, held = self.read(line, now)
+        return need > 0 and line.amount != UNLIMITED and spent + held + need > line.amount
+
+    def overflows(self, line: Line, need: int, now: int) -> bool:
+        """Tell whether a need would carry a line past what any counter can count."""
+        return need > 0 and sum(self.read(line, now)) + need > MAX_LIMIT_NANOS
+
+    def can_book(self, lines: Iterable[Line], booked: Mapping[str, int]) -> bool:
+        """Tell whether every line can take its booking without passing the largest total."""
+        spent = [(line, self._by_name.get(line.counter, Counter()).spent) for line in lines]
+        return all(so_far + booked.get(line.unit, 0) <= MAX_LIMIT_NANOS for line, so_far in spent)
+
+    def hold(self, line: Line, need: int, now: int, *, again: bool = False) -> None:
+        """Hold a need that was found not to exceed; `again` what was held before data was lost, whatever the limit says now."""
+        if need > 0:
+            counter = self._counter(line, now) if again else self._grant(line, now)
+            counter.held += need
+            counter.excess += need if again else 0
+
+    def book_at_once(self, line: Line, need: int, now: int) -> None:
+        """Spend a need that was found not to exceed."""
+        if need > 0:
+            self._grant(line, now)
+            self.book(line, need, freed=0, made_ms=now, now=now)
+
+    def book(self, line: Line, amount: int, *, freed: int, made_ms: int, now: int) -> None:
+        """Add to what a line has spent, in the period or bucket of `made_ms`, and free what was held for it."""
+        if amount == 0 and freed == 0:
+            return
+        counter = self._counter(line, now)
+        before = counter.spent + counter.held
+        counter.held -= freed
+        if not line.rolling_ms:
+            counter.spent += amount
+        elif made_ms + line.rolling_ms > now:
+            if counter.oldest is None:
+                counter.oldest = _first_bucket(line, now)
+            bucket = min(made_ms, now) // line.bucket_ms
+            if bucket >= counter.oldest:
+                counter.buckets[bucket] = counter.buckets.get(bucket, 0) + amount
+                counter.spent += amount
+        counter.excess += max(counter.spent + counter.held - before, 0)
+
+    def book_late(self, line: Line, amount: int, *, made_ms: int, now: int) -> None:
+        """Book without a hold, perhaps into a period so old that its counter was dropped."""
+        self.book(line, amount, freed=0, made_ms=made_ms, now=now)
+        self._keep(line, now)
+
+    def restore(self, line: Line, spent: int, now: int) -> None:
+        """Set a counter to what the ledger knows; a rolling window is taken to have spent all of it just now."""
+        self.book(line, spent, freed=0, made_ms=now, now=now)
+        self._keep(line, now)
+
+    def drop_old(self, now: int) -> list[str]:
+        """Forget the counters whose time to be kept is over, and name them; those that still hold something are kept on."""
+        # After a jump of the clock nothing is dropped for a while: if the jump was wrong, today's counters must still be there.
+        if self._looked_ms is not None and now - self._looked_ms > self._retention_ms:
+            self._drop_after_ms = now + self._retention_ms
+        self._looked_ms = now
+        due = [name for name, until in self._keep_until.items() if until < now and now >= self._drop_after_ms]
+        held = {name for name in due if name in self._by_name and self._by_name[name].held > 0}
+        for name in due:
+            if name in held:
+                self._keep_until[name] = now + self._retention_ms
+            else:
+                self._by_name.pop(name, None)
+                del self._keep_until[name]
+        return [name for name in due if name not in held]
+
+    def check(self, held: Mapping[str, int], entries: Mapping[str, int]) -> None:
+        """Raise AssertionError unless every counter is sound, holds what live holds say and has spent what entries say."""
+        for name, counter in self._by_name.items():
+            counter.check(name, None if name in self._rolling else entries.get(name, 0))
+            assert counter.held == held.get(name, 0), f"{name} holds {counter.held}, its holds {held.get(name, 0)}"
+        for name, amount in held.items():
+            assert amount == 0 or name in self._by_name, f"{name} was dropped while {amount} were held"
+
+    @staticmethod
+    def _roll(counter: Counter, line: Line, now: int) -> None:
+        """Take off what left the window; what lies ahead of the clock (it went back) leaves a window from now."""
+        first, current = _first_bucket(line, now), now // line.bucket_ms
+        if counter.oldest is not None and counter.oldest > current:
+            counter.buckets = {current: sum(counter.buckets.values())}
+            counter.oldest = first
+        for bucket in [bucket for bucket in counter.buckets if bucket < first]:
+            counter.spent -= counter.buckets.pop(bucket)
+        counter.oldest = max(counter.oldest or first, first)
+
+    def _grant(self, line: Line, now: int) -> Counter:
+        counter = self._counter(line, now)
+        if line.rolling_ms:
+            self._keep(line, now)
+        if not line.enforce or line.amount == UNLIMITED:
+            counter.granted = None
+        elif counter.granted is not None:
+            counter.granted = max(counter.granted, line.amount)
+        return counter
+
+    def _counter(self, line: Line, now: int) -> Counter:
+        if line.counter not in self._by_name:
+            self._by_name[line.counter] = Counter()
+            self._keep(line, now)
+            if line.rolling_ms:
+                self._rolling.add(line.counter)
+        return self._by_name[line.counter]
+
+    def _keep(self, line: Line, now: int) -> None:
+        if line.rolling_ms:
+            self._keep_until[line.counter] = now + line.rolling_ms + self._retention_ms
+        elif line.ends_ms:
+            self._keep_until[line.counter] = line.ends_ms + self._retention_ms
+
+
+def _first_bucket(line: Line, now: int) -> int:
+    """Return the oldest bucket that lies wholly in the window that ends now."""
+    return (now - line.rolling_ms) // line.bucket_ms + 1

@@ -1,0 +1,400 @@
+"""One shard of the in-memory store: each method is what one script of docs/architecture.md does, for one request."""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter as Sums
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from sark_mw._memory_counters import Counters
+from sark_mw.limit import Limit
+from sark_mw.reservation import (
+    MAX_LEASE_MS,
+    Balance,
+    ExtendReply,
+    Line,
+    Outcome,
+    Reserve,
+    ReserveReply,
+    Resolution,
+    Settle,
+    SettleReply,
+)
+from sark_mw.store.base import OutboxEntry, RestoredCounter, RestoredReservation
+
+_ENDED = {Resolution.SETTLE: Outcome.SETTLED, Resolution.RELEASE: Outcome.RELEASED}
+
+
+@dataclass(slots=True)
+class Hold:
+    """A live reservation. Amounts by unit: `remaining` is held, `known` is booked by partial settles so far."""
+
+    root: str
+    made_ms: int
+    lease_ends_ms: int
+    lines: tuple[Line, ...]
+    entry: str
+    remaining: dict[str, int]
+    expected: dict[str, int]
+    known: dict[str, int]
+    last_part: int = 0
+    entries: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tombstone:
+    """What is remembered of a resolved reservation.
+
+    By unit, `known` is the cost that settles stated and `estimated` what its expiry booked beyond it. `lines` are those a
+    correction goes to; None where only the next call can name them.
+    """
+
+    resolution: Outcome
+    last_part: int
+    entries: int
+    made_ms: int
+    known: Mapping[str, int] = field(default_factory=dict)
+    estimated: Mapping[str, int] = field(default_factory=dict)
+    lines: tuple[Line, ...] | None = None
+
+
+class Shard:
+    """The state of one shard; empty and without an epoch until it is restored."""
+
+    def __init__(self, number: int, retention_ms: int, publish: Callable[[OutboxEntry], None]) -> None:
+        self.number = number
+        self.epoch = ""
+        self.seq = 0
+        self.version = 0
+        self._retention_ms = retention_ms
+        self._publish = publish
+        self._limits: dict[tuple[str, str], Limit] = {}
+        self._counters = Counters(retention_ms)
+        self._holds: dict[str, Hold] = {}
+        self._done: dict[str, Tombstone] = {}
+        self._done_before: dict[str, Tombstone] = {}
+        self._done_since_ms = 0
+        # Kept for `check` alone: this epoch's ledger, and its sum for each counter.
+        self._ledger: list[OutboxEntry] = []
+        self._ledger_sums: Sums[str] = Sums()
+
+    def reserve(self, request: Reserve, now: int) -> ReserveReply:
+        """Hold every need on every line, or nothing."""
+        self._rotate(now)
+        self.sweep(now)
+        if (request.epoch, request.version) != (self.epoch, self.version):
+            return ReserveReply(reservation_id=request.reservation_id, outcome=Outcome.STALE_LIMITS, at_ms=now)
+        known = self._known(request, now)
+        reply = known if known else self._decide(request, now)
+        return replace(reply, balances=self._balances(request.lines, now))
+
+    def settle(self, request: Settle, now: int) -> SettleReply:
+        """Book a reservation or a part of it, or release it; before the sweep, so that it wins over its expiry."""
+        self._rotate(now)
+        reply = self._resolve(request, now)
+        self.sweep(now)
+        return reply
+
+    def extend(self, reservation_id: str, lease_ms: int, now: int) -> ExtendReply:
+        """Let a live reservation live `lease_ms` from now, even one whose lease just ended."""
+        self._rotate(now)
+        outcome = Outcome.FORGOTTEN
+        if reservation_id in self._holds:
+            self._holds[reservation_id].lease_ends_ms = now + lease_ms
+            outcome = Outcome.EXTENDED
+        elif stone := self._tombstone(reservation_id):
+            outcome = stone.resolution
+        self.sweep(now)
+        return ExtendReply(reservation_id=reservation_id, outcome=outcome, at_ms=now)
+
+    def balance(self, lines: Sequence[Line], now: int) -> tuple[Balance, ...]:
+        """Read counters, without holds whose lease ended."""
+        self._rotate(now)
+        self.sweep(now)
+        return self._balances(lines, now)
+
+    def sweep(self, now: int) -> int:
+        """Expire every hold whose lease ended: it is booked at max(known, expected), flagged as estimated."""
+        dead = sorted((hold.lease_ends_ms, name) for name, hold in self._holds.items() if hold.lease_ends_ms < now)
+        if not dead:
+            # A lease that ends later than any can was made while the clock was ahead.
+            far = now + 2 * MAX_LEASE_MS
+            ahead = ((hold.lease_ends_ms, name) for name, hold in self._holds.items() if hold.lease_ends_ms > far)
+            dead = sorted(ahead, reverse=True)
+        for _, name in dead:
+            hold = self._holds.pop(name)
+            extra = {unit: max(expected - hold.known.get(unit, 0), 0) for unit, expected in hold.expected.items()}
+            for line in hold.lines:
+                freed = hold.remaining.get(line.unit, 0)
+                self._counters.book(line, extra.get(line.unit, 0), freed=freed, made_ms=hold.made_ms, now=now)
+            self._done[name] = Tombstone(
+                resolution=Outcome.EXPIRED,
+                last_part=hold.last_part,
+                entries=hold.entries + 1,
+                made_ms=hold.made_ms,
+                known=hold.known,
+                estimated=extra,
+                lines=hold.lines,
+            )
+            entry = Settle(
+                reservation_id=name,
+                root=hold.root,
+                lines=hold.lines,
+                amounts=(),
+                kind=Resolution.EXPIRE,
+                made_ms=hold.made_ms,
+                estimated=True,
+                entry=hold.entry,
+            )
+            self._append(entry, hold.entries + 1, extra, now)
+        return len(dead)
+
+    def clean_up(self, now: int) -> int:
+        """Sweep, and forget the counters of periods that ended longer than the retention ago."""
+        self._rotate(now)
+        swept = self.sweep(now)
+        for counter in self._counters.drop_old(now):
+            del self._ledger_sums[counter]
+        return swept
+
+    def limits(self, root: str) -> tuple[Limit, ...]:
+        """List the limits of a root by id."""
+        return tuple(limit for (owner, _), limit in sorted(self._limits.items()) if owner == root)
+
+    def set_limits(self, root: str, put: Sequence[Limit], drop: Sequence[str], now: int) -> None:
+        """Add or replace limits, then drop some; a new one counts from the next millisecond on."""
+        for limit in put:
+            known = self._limits.get((root, limit.limit_id))
+            self._limits[root, limit.limit_id] = replace(limit, root=root, since_ms=known.since_ms if known else now + 1)
+        for limit_id in drop:
+            self._limits.pop((root, limit_id), None)
+        self.version += 1
+
+    def restore(
+        self,
+        limits: Sequence[Limit],
+        counters: Sequence[RestoredCounter],
+        last_seq: int,
+        resolved: Sequence[RestoredReservation],
+        now: int,
+    ) -> None:
+        """Begin anew from what the ledger knows, unless somebody else did."""
+        if self.epoch:
+            return
+        self._limits = {(limit.root, limit.limit_id): limit for limit in limits}
+        self._counters = Counters(self._retention_ms)
+        self._holds = {}
+        self._ledger, self._ledger_sums = [], Sums()
+        for counter in counters:
+            self._counters.restore(counter.line, counter.spent, now)
+            self._ledger_sums[counter.line.counter] += counter.spent
+        self._done = {each.reservation_id: _remembered(each) for each in resolved}
+        self._done_before, self._done_since_ms = {}, now
+        self.seq, self.version, self.epoch = last_seq, 1, secrets.token_hex(8)
+
+    def check(self) -> None:
+        """Raise AssertionError unless the invariants of the books hold on all of the shard's state."""
+        held: Sums[str] = Sums()
+        for name, hold in self._holds.items():
+            assert name not in self._done, f"{name} is live and resolved"
+            assert all(amount >= 0 for amount in hold.remaining.values()), f"{name} holds less than nothing: {hold}"
+            for line in hold.lines:
+                held[line.counter] += hold.remaining.get(line.unit, 0)
+        self._counters.check(held, self._ledger_sums)
+        sequence = [entry.shard_seq for entry in self._ledger]
+        assert sequence == list(range(self.seq - len(sequence) + 1, self.seq + 1)), f"the ledger has a gap: {sequence}"
+        parts = [(entry.reservation_id, entry.part, entry.reserved_ms) for entry in self._ledger]
+        assert len(parts) == len(set(parts)), f"a part was entered twice: {parts}"
+
+    def _known(self, request: Reserve, now: int) -> ReserveReply | None:
+        """Answer a reserve whose id was decided before as it stands now."""
+        reply = ReserveReply(reservation_id=request.reservation_id, outcome=Outcome.HELD, at_ms=now, repeated=True)
+        if hold := self._holds.get(request.reservation_id):
+            return replace(reply, made_ms=hold.made_ms)
+        if stone := self._tombstone(request.reservation_id):
+            at_once = request.lease_ms == 0 and stone.resolution == Outcome.SETTLED
+            return replace(reply, outcome=Outcome.BOOKED if at_once else stone.resolution)
+        return None
+
+    def _decide(self, request: Reserve, now: int) -> ReserveReply:
+        """Hold or book, unless a period is wrong or a limit exceeded; a hold that was lost is held again whatever they say."""
+        reply = ReserveReply(reservation_id=request.reservation_id, outcome=Outcome.WRONG_PERIOD, at_ms=now)
+        again = request.made_ms > 0
+        if not again and any(now < line.starts_ms or (line.ends_ms and now >= line.ends_ms) for line in request.lines):
+            return reply
+        need = {need.unit: need.held for need in request.needs}
+        refusing, shadow = [], []
+        for index, line in enumerate(request.lines):
+            amount = need.get(line.unit, 0)
+            exceeds = self._counters.exceeds(line, amount, now)
+            if self._counters.overflows(line, amount, now) or (exceeds and line.enforce):
+                refusing.append(index)
+            elif exceeds:
+                shadow.append(index)
+        if refusing and not again:
+            return replace(reply, outcome=Outcome.EXCEEDS_LIMIT, exceeded=tuple(refusing), shadowed=tuple(shadow))
+        outcome = self._hold(request, need, now) if request.lease_ms > 0 else self._book_at_once(request, need, now)
+        return replace(reply, outcome=outcome, made_ms=request.made_ms or now, shadowed=tuple(shadow))
+
+    def _hold(self, request: Reserve, need: Mapping[str, int], now: int) -> Outcome:
+        for line in request.lines:
+            self._counters.hold(line, need.get(line.unit, 0), now, again=request.made_ms > 0)
+        self._holds[request.reservation_id] = Hold(
+            root=request.root,
+            made_ms=request.made_ms or now,
+            lease_ends_ms=now + request.lease_ms,
+            lines=request.lines,
+            entry=request.entry,
+            remaining=dict(need),
+            expected={each.unit: each.expected for each in request.needs},
+            known=dict.fromkeys(need, 0),
+        )
+        return Outcome.HELD
+
+    def _book_at_once(self, request: Reserve, need: Mapping[str, int], now: int) -> Outcome:
+        for line in request.lines:
+            self._counters.book_at_once(line, need.get(line.unit, 0), now)
+        self._done[request.reservation_id] = Tombstone(resolution=Outcome.SETTLED, last_part=1, entries=1, made_ms=now)
+        if request.entry == "{}":
+            self._note(request.lines, need)
+        else:
+            entry = Settle(
+                reservation_id=request.reservation_id,
+                root=request.root,
+                lines=request.lines,
+                amounts=(),
+                made_ms=now,
+                entry=request.entry,
+            )
+            self._append(entry, 1, need, now)
+        return Outcome.BOOKED
+
+    def _resolve(self, request: Settle, now: int) -> SettleReply:
+        reply = SettleReply(reservation_id=request.reservation_id, outcome=Outcome.FORGOTTEN, at_ms=now)
+        if hold := self._holds.get(request.reservation_id):
+            if request.part <= hold.last_part:
+                return replace(reply, outcome=Outcome.HELD, repeated=True)
+            return self._resolve_hold(request, hold, reply, now)
+        if stone := self._tombstone(request.reservation_id):
+            same = stone.resolution == Outcome.RELEASED and request.kind == Resolution.RELEASE
+            if stone.resolution == Outcome.SETTLED or request.part <= stone.last_part or same:
+                outcome = Outcome.HELD if request.kind == Resolution.PARTIAL else stone.resolution
+                return replace(reply, outcome=outcome, repeated=True)
+            return self._correct(request, stone, reply, now)
+        return self._book_unknown(request, reply, now)
+
+    def _resolve_hold(self, request: Settle, hold: Hold, reply: SettleReply, now: int) -> SettleReply:
+        stated = {**hold.known, **dict(request.amounts)}
+        booked = {unit: amount - hold.known.get(unit, 0) for unit, amount in stated.items()}
+        if not self._counters.can_book(hold.lines, booked):
+            return replace(reply, outcome=Outcome.OUT_OF_RANGE)
+        left = {unit: hold.remaining.get(unit, 0) for unit in stated}
+        overrun = tuple((unit, amount - left[unit]) for unit, amount in sorted(booked.items()) if amount > left[unit])
+        final = request.kind != Resolution.PARTIAL
+        freed = left if final else {unit: max(min(booked[unit], left[unit]), 0) for unit in left}
+        for line in hold.lines:
+            amount, free = booked.get(line.unit, 0), freed.get(line.unit, 0)
+            self._counters.book(line, amount, freed=free, made_ms=hold.made_ms, now=now)
+        hold.remaining = {unit: left[unit] - freed[unit] for unit in left}
+        hold.known, hold.last_part, hold.entries = stated, request.part, hold.entries + 1
+        entry = replace(request, root=hold.root, lines=hold.lines, made_ms=hold.made_ms)
+        self._append(entry, hold.entries, booked, now)
+        if final:
+            del self._holds[request.reservation_id]
+            self._done[request.reservation_id] = Tombstone(
+                resolution=_ENDED[request.kind],
+                last_part=request.part,
+                entries=hold.entries,
+                made_ms=hold.made_ms,
+                known=stated,
+                lines=hold.lines,
+            )
+        return replace(reply, outcome=_ENDED.get(request.kind, Outcome.HELD), overrun=overrun)
+
+    def _correct(self, request: Settle, stone: Tombstone, reply: SettleReply, now: int) -> SettleReply:
+        """Book the difference between the truth and what is booked already, in the reservation's own period."""
+        stated = {**stone.known, **dict(request.amounts)}
+        so_far = Sums(stone.known) + Sums(stone.estimated)
+        booked = {unit: amount - so_far[unit] for unit, amount in stated.items()}
+        lines = stone.lines or request.lines
+        if not self._counters.can_book(lines, booked):
+            return replace(reply, outcome=Outcome.OUT_OF_RANGE)
+        for line in lines:
+            self._counters.book_late(line, booked.get(line.unit, 0), made_ms=stone.made_ms, now=now)
+        entry = replace(request, lines=lines, made_ms=stone.made_ms)
+        self._append(entry, stone.entries + 1, booked, now, late=True)
+        self._done[request.reservation_id] = replace(
+            stone,
+            resolution=_ENDED.get(request.kind, stone.resolution),
+            last_part=request.part,
+            entries=stone.entries + 1,
+            known=stated,
+            estimated={},
+        )
+        return replace(reply, outcome=_ENDED.get(request.kind, Outcome.HELD), late=True)
+
+    def _book_unknown(self, request: Settle, reply: SettleReply, now: int) -> SettleReply:
+        """Book in full what nothing is known of, unless it is so old that it may just be forgotten."""
+        # Parts before this one went into the ledger from a hold whose data is gone.
+        unknown = Tombstone(resolution=Outcome.RELEASED, last_part=0, entries=request.part - 1, made_ms=request.made_ms)
+        if request.kind == Resolution.RELEASE and not request.amounts:
+            # Its reserve may still be on the way: it must find the reservation ended.
+            self._done[request.reservation_id] = replace(unknown, last_part=request.part, made_ms=now)
+            return replace(reply, outcome=Outcome.RELEASED, late=True)
+        if request.made_ms <= 0 or now - request.made_ms > self._retention_ms:
+            return reply
+        return self._correct(request, unknown, reply, now)
+
+    def _append(self, request: Settle, part: int, booked: Mapping[str, int], now: int, *, late: bool = False) -> None:
+        self.seq += 1
+        entry = OutboxEntry(
+            stream_id=f"{now}-{self.seq}",
+            shard=self.number,
+            shard_seq=self.seq,
+            epoch=self.epoch,
+            reservation_id=request.reservation_id,
+            part=part,
+            kind=request.kind,
+            root=request.root,
+            reserved_ms=request.made_ms,
+            booked_ms=now,
+            booked=tuple((unit, amount) for unit, amount in sorted(booked.items()) if amount),
+            estimated=request.estimated,
+            late=late,
+            entry_json=request.entry,
+        )
+        self._note(request.lines, booked)
+        self._ledger.append(entry)
+        self._publish(entry)
+
+    def _note(self, lines: Sequence[Line], booked: Mapping[str, int]) -> None:
+        for line in lines:
+            self._ledger_sums[line.counter] += booked.get(line.unit, 0)
+
+    def _balances(self, lines: Sequence[Line], now: int) -> tuple[Balance, ...]:
+        read = [(line, *self._counters.read(line, now)) for line in lines]
+        return tuple(Balance(line=line, spent=spent, held=held) for line, spent, held in read)
+
+    def _tombstone(self, reservation_id: str) -> Tombstone | None:
+        return self._done.get(reservation_id) or self._done_before.get(reservation_id)
+
+    def _rotate(self, now: int) -> None:
+        """Forget the older generation of tombstones; each lives between one and two retentions, as server time passes."""
+        if now < self._done_since_ms:
+            self._done_since_ms = now  # the clock went back: the generation begins anew, but forgets nothing
+        elif now - self._done_since_ms > self._retention_ms:
+            self._done_before, self._done, self._done_since_ms = self._done, {}, now
+
+
+def _remembered(each: RestoredReservation) -> Tombstone:
+    resolution = Outcome(each.resolution)
+    return Tombstone(
+        resolution=resolution,
+        # An expiry made an entry, yet was no part of the caller's.
+        last_part=each.entries - 1 if resolution == Outcome.EXPIRED else each.entries,
+        entries=each.entries,
+        made_ms=each.made_ms,
+        known=dict(each.known),
+        estimated=dict(each.estimated),
+    )
