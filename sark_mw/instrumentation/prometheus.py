@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import prometheus_client.values
@@ -50,10 +51,14 @@ def _is_alive(pid: int) -> bool:
 
 def forget_dead_workers(directory: str) -> None:
     """Drop the live gauges of workers that are gone: one killed by SIGKILL holds nothing any more, and no server hook tells."""
+    if os.name != "posix":
+        return  # elsewhere there is no harmless way to ask whether a process lives
     stems = {path.stem.rpartition("_")[2] for path in Path(directory).glob("gauge_live*.db")}
     for pid in stems:
         if pid.isdigit() and not _is_alive(int(pid)):
-            mark_process_dead(int(pid), directory)  # type: ignore[no-untyped-call]
+            # Another scrape may be at the same file.
+            with suppress(FileNotFoundError):
+                mark_process_dead(int(pid), directory)  # type: ignore[no-untyped-call]
 
 
 class PrometheusInstrumentation:
