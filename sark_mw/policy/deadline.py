@@ -26,9 +26,9 @@ GRACE_S = 0.05
 
 
 class DeadlineExceededError(Exception):
-    """The plugin was not done in time; `abandoned` if it did not end when it was told to, `stuck` if it could not be ended."""
+    """The plugin was not done in time; `abandoned` if it did not end when told to, `stuck` holds what could not be closed."""
 
-    def __init__(self, *, abandoned: bool = False, stuck: Coroutine[Any, Any, object] | None = None) -> None:
+    def __init__(self, *, abandoned: bool = False, stuck: tuple[object, ...] = ()) -> None:
         super().__init__()
         self.abandoned = abandoned
         self.stuck = stuck
@@ -174,11 +174,17 @@ _UNFINISHED = object()
 
 
 def _close(coro: Coroutine[Any, Any, object]) -> DeadlineExceededError:
+    # Whichever of the nested coroutines refuses, the ones around it end and would let it go.
+    nested: list[object] = []
+    inner: object = coro
+    while inner is not None:
+        nested.append(inner)
+        inner = getattr(inner, "cr_await", None)
     try:
         coro.close()
     except RuntimeError as error:
         if "ignored GeneratorExit" in str(error):
-            return DeadlineExceededError(abandoned=True, stuck=coro)
+            return DeadlineExceededError(abandoned=True, stuck=tuple(nested))
     except Exception:  # its last words after the deadline change nothing
         logger.debug("a plugin raised while it was closed after its deadline", exc_info=True)
     return DeadlineExceededError(abandoned=True)

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import math
 import threading
-from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -32,7 +31,7 @@ class _Entry:
     loaded: bool = False
     failures: int = 0
     abandoned: int = 0
-    stuck: list[Coroutine[Any, Any, object]] = field(default_factory=list)
+    stuck: list[tuple[object, ...]] = field(default_factory=list)
 
 
 class PolicyPluginManager:
@@ -228,7 +227,7 @@ def _judgement(answer: object, name: str, started: float) -> PolicyDecision:
 
 def _timed_out(entry: _Entry, late: DeadlineExceededError, seconds: float, started: float) -> PolicyDecision:
     entry.abandoned += late.abandoned
-    if late.stuck is not None:
+    if late.stuck:
         entry.stuck.append(late.stuck)
     metadata = {"timeout": True, "timeout_seconds": seconds, "abandoned": late.abandoned}
     return _by_on_error(entry, f"plugin {entry.name!r} timed out", metadata, PolicyOutcome.TIMED_OUT, started)

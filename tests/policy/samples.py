@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 from sark_mw import PolicyContext, PolicyDecision, PolicyPlugin
 
@@ -15,7 +15,13 @@ class Sample(PolicyPlugin):
     """A plugin made of a function; remembers what it was asked."""
 
     def __init__(
-        self, name: str = "sample", judge: Judge | None = None, *, priority: int = 100, timeout: float | None = None, on_error: str = "deny"
+        self,
+        name: str = "sample",
+        judge: Judge | None = None,
+        *,
+        priority: int = 100,
+        timeout: float | None = None,
+        on_error: str = "deny",
     ) -> None:
         self._members = (name, priority, timeout, on_error)
         self._judge = judge or allow
@@ -46,7 +52,7 @@ class Sample(PolicyPlugin):
 
     async def evaluate(self, context: PolicyContext) -> PolicyDecision:
         self.asked.append(context)
-        return await self._judge(context)
+        return cast(PolicyDecision, await self._judge(context))
 
 
 async def allow(context: PolicyContext) -> PolicyDecision:

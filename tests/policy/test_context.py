@@ -4,14 +4,15 @@ import copy
 import json
 import pickle
 from collections import OrderedDict
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sark_mw import PolicyContext, PolicyPluginManager
 
+from sark_mw import PolicyContext, PolicyPluginManager
 from tests.policy.samples import Sample, a_context, allow
 
 JSON = st.recursive(
@@ -33,14 +34,14 @@ def vandalise(value: Any) -> None:
         value.append("vandal")
 
 
-READERS = {
+READERS: dict[str, Callable[[Any], list[Any]]] = {
     "index": lambda d: [d[key] for key in d],
     "get": lambda d: [d.get(key) for key in d],
     "values": lambda d: list(d.values()),
     "items": lambda d: [value for _, value in d.items()],
     "dict": lambda d: list(dict(d).values()),
     "unpack": lambda d: list({**d}.values()),
-    "keywords": lambda d: list((lambda **kw: kw)(**d).values()),
+    "keywords": lambda d: list(dict(**d).values()),
     "copy": lambda d: list(d.copy().values()),
     "shallow": lambda d: list(copy.copy(d).values()),
     "or": lambda d: list((d | {}).values()),

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from plugins.cost_aware import CostAwarePlugin
+from sark_mw import BudgetReader, ConfigurationError, PolicyDecision, PolicyEvaluationError, PolicyPluginManager, PolicyServices
+from tests.policy.samples import a_context
+
+
+@dataclass
+class Figures:
+    daily_budget: Decimal | None = None
+    monthly_budget: Decimal | None = None
+    daily_spent: Decimal = Decimal(0)
+    monthly_spent: Decimal = Decimal(0)
+
+
+class Books:
+    def __init__(self, **figures: Figures) -> None:
+        self.figures = figures
+
+    async def get_budget_status(self, principal_id: str) -> Figures | None:
+        return self.figures.get(principal_id)
+
+
+def daily(spent: str, budget: str = "10") -> Figures:
+    return Figures(daily_budget=Decimal(budget), daily_spent=Decimal(spent))
+
+
+async def ask(figures: object, **options: Any) -> PolicyDecision:
+    return await CostAwarePlugin(**options).evaluate(a_context(environment={"budget": figures}))
+
+
+@pytest.mark.parametrize(
+    ("spent", "allowed", "warned"),
+    [
+        ("0", True, False),
+        ("7.999999999", True, False),
+        ("8", True, True),
+        ("9.499999999", True, True),
+        ("9.5", False, False),
+        ("11", False, False),
+    ],
+)
+async def test_it_warns_from_the_one_threshold_on_and_denies_from_the_other(spent: str, allowed: bool, warned: bool) -> None:
+    decision = await ask(daily(spent))
+    assert decision.allowed is allowed
+    assert ("warning" in decision.metadata) is warned
+    assert decision.metadata["daily_percent_used"] == pytest.approx(float(spent) * 10)
+
+
+async def test_the_budget_that_is_used_most_decides() -> None:
+    figures = Figures(Decimal(10), Decimal(100), Decimal(1), Decimal(96))
+    decision = await ask(figures)
+    assert decision.allowed is False and "96.0 % of the monthly budget" in decision.reason
+    assert decision.metadata == {"daily_percent_used": 10.0, "monthly_percent_used": 96.0}
+
+
+async def test_a_budget_of_nothing_is_used_up_and_no_budget_allows() -> None:
+    assert (await ask(daily("0", budget="0"))).allowed is False
+    assert (await ask(Figures())).allowed is True
+    assert (await ask(None)).allowed is True
+
+
+async def test_figures_may_be_a_mapping_of_numbers_or_strings() -> None:
+    assert (await ask({"daily_budget": 10, "daily_spent": 9.6})).allowed is False
+    assert (await ask({"monthly_budget": "10", "monthly_spent": "1"})).allowed is True
+
+
+@pytest.mark.parametrize(
+    "figures", [{"daily_budget": "ten", "daily_spent": 1}, {"daily_budget": 10}, {"daily_budget": "nan", "daily_spent": 1}]
+)
+async def test_figures_that_make_no_sense_are_an_error(figures: dict[str, object]) -> None:
+    with pytest.raises(PolicyEvaluationError, match="daily"):
+        await ask(figures)
+
+
+async def test_the_service_is_asked_for_the_requests_own_principal() -> None:
+    plugin = CostAwarePlugin(Books(**{"user:alice": daily("9.9"), "user:bob": daily("1")}))
+    assert (await plugin.evaluate(a_context())).allowed is False
+    assert (await plugin.evaluate(a_context(principal_id="user:bob"))).allowed is True
+    assert (await plugin.evaluate(a_context(principal_id="user:carol"))).reason == "no budget is set"
+
+
+async def test_the_gateways_budgets_are_used_unless_a_service_was_given() -> None:
+    gateways: BudgetReader = Books(**{"user:alice": daily("9.9")})
+    manager = PolicyPluginManager(services=PolicyServices(budgets=gateways))
+    await manager.register_plugin(CostAwarePlugin())
+    assert [d.allowed for d in await manager.evaluate_all(a_context())] == [False]
+    own = PolicyPluginManager(services=PolicyServices(budgets=gateways))
+    await own.register_plugin(CostAwarePlugin(cost_service=Books()))
+    assert [d.allowed for d in await own.evaluate_all(a_context())] == [True]
+
+
+@pytest.mark.parametrize("on_error", ["deny", "allow"])
+async def test_without_figures_from_anywhere_its_on_error_decides(on_error: str) -> None:
+    manager = PolicyPluginManager()
+    await manager.register_plugin(CostAwarePlugin(on_error=on_error))
+    decision = (await manager.evaluate_all(a_context()))[0]
+    assert decision.allowed is (on_error == "allow") and "no cost service" in decision.metadata["error"]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"warning_threshold": 0}, "warning_threshold"),
+        ({"deny_threshold": -1}, "deny_threshold"),
+        ({"deny_threshold": "most"}, "deny_threshold"),
+        ({"deny_threshold": float("nan")}, "deny_threshold"),
+        ({"warning_threshold": 0.96}, "never warn"),
+    ],
+)
+def test_thresholds_that_make_no_sense_are_refused(options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigurationError, match=complaint):
+        CostAwarePlugin(**options)
