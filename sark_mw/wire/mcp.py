@@ -101,6 +101,8 @@ def _result(refusal: Refusal, rpc_id: RpcId) -> dict[str, Any]:
     result = {
         "content": [{"type": "text", "text": refusal.message}],
         "isError": True,
+        # Required since the 2026 protocol; unknown to earlier ones, whose results are open to extra fields.
+        "resultType": "complete",
         "_meta": {"sark-mw/refusal": details_of(refusal)},
     }
     return {"jsonrpc": "2.0", "id": rpc_id, "result": result}

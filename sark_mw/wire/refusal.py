@@ -93,7 +93,7 @@ def response_of(refusal: Refusal, body: Any, *, media_type: str = "application/j
 
 def instant(at_ms: int | None) -> str | None:
     """Format Unix milliseconds as RFC 3339 in UTC, whole seconds rounded up; None and 0 (never) are None."""
-    if not at_ms:
+    if at_ms is None or at_ms <= 0:
         return None
     try:
         moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=-(-at_ms // 1000))
