@@ -7,6 +7,7 @@ vocabulary; the expected count is near. Nothing here takes more than a few milli
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
@@ -31,7 +32,10 @@ def encoding_of(model: str) -> str:
 def tokenizer(encoding: str) -> Callable[[str], int] | None:
     """Load a vocabulary (0.1 to 0.7 s the first time: do it at start); None where the `tokenizer` extra is not installed."""
     try:
-        from bpe_openai import _bindings
+        with warnings.catch_warnings():
+            # The package reads its own data by a way that Python 3.11 deprecates.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            from bpe_openai import _bindings
     except ImportError:
         return None
     count: Callable[[str], int] = _bindings.tokenizer_for_encoding(encoding).count
