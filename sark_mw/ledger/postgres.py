@@ -237,7 +237,12 @@ class PostgresLedger:
             async with asyncio.timeout(3 * self._deadline_s):
                 await self._pool  # does nothing the second time
                 async with self._pool.acquire(timeout=self._deadline_s) as connection:
-                    yield connection
+                    try:
+                        yield connection
+                    except asyncpg.ReadOnlySQLTransactionError:
+                        # A session stays read-only when its server is demoted or full: the next ones are new.
+                        await self._pool.expire_connections()
+                        raise
 
     @asynccontextmanager
     async def _mapped(self) -> AsyncIterator[None]:

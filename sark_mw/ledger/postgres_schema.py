@@ -60,7 +60,7 @@ async def timescale_of(connection: _Connection) -> Timescale:
 
 async def schema_version(connection: _Connection) -> tuple[int, int]:
     """Count the migrations (installed, that there are for this database)."""
-    wanted, _ = _for(await timescale_of(connection))
+    wanted, _ = migrations_for(await timescale_of(connection))
     if await connection.fetchval("select to_regclass('schema_migrations')") is None:
         return 0, len(wanted)
     return await connection.fetchval("select count(*) from schema_migrations"), len(wanted)
@@ -72,20 +72,21 @@ async def migrate(connection: _Connection, policies: Policies) -> list[str]:
     try:
         await connection.execute(_TABLE)
         timescale = await timescale_of(connection)
-        wanted, skipped = _for(timescale)
+        wanted, skipped = migrations_for(timescale)
         done = {(track, version) for track, version in await connection.fetch("select track, version from schema_migrations")}
         missing = [migration for migration in wanted if (migration.track, migration.version) not in done]
         for migration in missing:
             await _run(connection, migration)
         said = [migration.label for migration in missing]
-        said += [f"{migration.label} skipped: TimescaleDB runs under its Apache licence" for migration in skipped]
+        if said:  # once, not at every start: a second call has nothing to do and says so
+            said += [f"{migration.label} skipped: TimescaleDB runs under its Apache licence" for migration in skipped]
         return said + await _apply(connection, policies, timescale)
     finally:
         if not connection.is_closed():
             await connection.execute("select pg_advisory_unlock($1)", LOCK_KEY)
 
 
-def _for(timescale: Timescale) -> tuple[list[Migration], list[Migration]]:
+def migrations_for(timescale: Timescale) -> tuple[list[Migration], list[Migration]]:
     """Choose (wanted, skipped) migrations; a skipped one is not recorded, so it runs when the licence allows it."""
     added = () if timescale is Timescale.ABSENT else migrations("timescale")
     skipped = [migration for migration in added if migration.needs_community and timescale is Timescale.APACHE]

@@ -48,7 +48,16 @@ async def test_a_row_keeps_every_field_of_its_entry(ledger: Ledger, rows: Any) -
     (row,) = await rows("select * from cost_tracking")
     for name in ("reservation_id", "part", "kind", "root", "shard", "shard_seq", "epoch", "cost_nanos", "requests", "tokens"):
         assert row[name] == getattr(full, name), name
-    for name in ("principal_id", "resource_id", "capability_id", "provider", "model", "held_nanos", "expected_nanos", "request_id"):
+    for name in (
+        "principal_id",
+        "resource_id",
+        "capability_id",
+        "provider",
+        "model",
+        "held_nanos",
+        "expected_nanos",
+        "request_id",
+    ):
         assert row[name] == getattr(full, name), name
     for name in ("actual_nanos", "input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens"):
         assert row[name] == getattr(full, name), name
@@ -87,7 +96,9 @@ async def test_appending_nothing_is_nothing(ledger: Ledger) -> None:
 
 
 async def test_a_correction_takes_back_what_was_estimated(ledger: Ledger) -> None:
-    await ledger.append([entry(1, kind="expire", cost_nanos=900, estimated=True), entry(1, part=2, cost_nanos=-400, requests=0, late=True)])
+    await ledger.append(
+        [entry(1, kind="expire", cost_nanos=900, estimated=True), entry(1, part=2, cost_nanos=-400, requests=0, late=True)]
+    )
     total = await ledger.total(CostFilter(principal_id="user:alice"))
     assert (total.cost_nanos, total.requests, total.cost) == (500, 1, Decimal("0.0000005"))
 
@@ -174,7 +185,9 @@ async def test_recent_reservations_are_those_booked_since(ledger: Ledger) -> Non
 
 async def test_the_daily_view_sums_by_utc_day_principal_and_model(ledger: Ledger, rows: Any) -> None:
     midnight = NOON_MS + DAY_MS // 2
-    await ledger.append([entry(1, reserved_ms=midnight - 1), entry(2, reserved_ms=midnight), entry(3, reserved_ms=midnight), entry(4)])
+    await ledger.append(
+        [entry(1, reserved_ms=midnight - 1), entry(2, reserved_ms=midnight), entry(3, reserved_ms=midnight), entry(4)]
+    )
     await ledger.append([entry(5, principal_id="user:bob", cost_nanos=-3)])
     found = await rows("select * from cost_daily order by day, principal_id")
     assert [(str(row["day"])[:10], row["principal_id"], row["cost_nanos"], row["entries"]) for row in found] == [
@@ -202,7 +215,14 @@ async def test_a_name_too_long_for_an_index_is_shortened_and_its_cost_is_booked(
 
 @pytest.mark.parametrize(
     "poison",
-    [{"cost_nanos": 2**63}, {"reserved_ms": 10**17}, {"booked_ms": -1}, {"cost_nanos": "much"}, {"tokens": None}, {"shard_seq": -(2**70)}],
+    [
+        {"cost_nanos": 2**63},
+        {"reserved_ms": 10**17},
+        {"booked_ms": -1},
+        {"cost_nanos": "much"},
+        {"tokens": None},
+        {"shard_seq": -(2**70)},
+    ],
     ids=lambda changes: next(iter(changes)),
 )
 async def test_a_row_that_never_fits_is_put_aside_whole_and_the_others_go_on(
@@ -233,7 +253,9 @@ async def test_two_that_append_the_same_entries_at_once_count_them_once(ledger_u
     assert (await ledger.total(EVERYTHING)).cost_nanos == 300_000
 
 
-LIMIT = Limit(scope="team:ml", unit="usd", amount=Decimal("12.345678901"), window="day", timezone="Europe/Berlin", root="acme", since_ms=17)
+LIMIT = Limit(
+    scope="team:ml", unit="usd", amount=Decimal("12.345678901"), window="day", timezone="Europe/Berlin", root="acme", since_ms=17
+)
 
 
 async def test_limits_come_back_as_they_were_saved(ledger: Ledger) -> None:
@@ -246,7 +268,9 @@ async def test_limits_come_back_as_they_were_saved(ledger: Ledger) -> None:
 
 async def test_a_limit_is_replaced_dropped_and_set_again(ledger: Ledger, rows: Any) -> None:
     await ledger.save_limits([LIMIT], [])
-    dearer = Limit(scope="team:ml", unit="usd", amount=Decimal(50), window="day", timezone="Europe/Berlin", root="acme", since_ms=18)
+    dearer = Limit(
+        scope="team:ml", unit="usd", amount=Decimal(50), window="day", timezone="Europe/Berlin", root="acme", since_ms=18
+    )
     await ledger.save_limits([dearer], [])
     assert await ledger.load_limits() == [dearer]
     await ledger.save_limits([], [("acme", LIMIT.limit_id), ("nobody", "nothing")])
