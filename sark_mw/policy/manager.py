@@ -48,6 +48,11 @@ class PolicyPluginManager:
         self._services = services or PolicyServices()
         self._lock = threading.Lock()
 
+    @property
+    def active(self) -> bool:
+        """Tell whether there is anybody to ask."""
+        return bool(self._chain)
+
     def observe(self, observer: PolicyObserver) -> None:
         """Tell `observer` of every decision from now on."""
         self._observers = (*self._observers, observer)

@@ -1,0 +1,1 @@
+"""What the enforcer is made of: limit tables, the settler, renewal, recovery, the journal and upkeep."""

@@ -1,0 +1,88 @@
+"""Refusals: what a caller is told when a limit or a policy says no."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+
+from sark_mw.limit import Unit
+from sark_mw.money import from_nanos
+from sark_mw.policy.base import PolicyDecision
+from sark_mw.pricing.base import Estimate
+from sark_mw.reservation import Balance, Need, ReserveReply
+from sark_mw.wire.base import Refusal, RefusalKind
+
+_LONGEST_RETRY_S = 60.0
+
+
+def refuse_limit(reply: ReserveReply, needs: Sequence[Need], estimate: Estimate, request_id: str, budget_status: int) -> Refusal:
+    """Say which limit refused: a budget before the others, and of several the one that opens last."""
+    exceeded = [reply.balances[n] for n in reply.exceeded]
+    budgets = [balance for balance in exceeded if balance.line.unit == Unit.USD]
+    balance = max(budgets or exceeded, key=lambda each: each.line.ends_ms or 2**62)
+    line = balance.line
+    need = next(need.held for need in needs if need.unit == line.unit)
+    kind = {Unit.USD: RefusalKind.BUDGET, Unit.CONCURRENCY: RefusalKind.CONCURRENCY}.get(Unit(line.unit), RefusalKind.RATE_LIMIT)
+    resets_at_ms = line.ends_ms or (reply.at_ms + line.rolling_ms if line.rolling_ms else None)
+    return Refusal(
+        kind=kind,
+        message=_sentence(balance, need),
+        request_id=request_id,
+        scope=line.scope,
+        limit=line.limit.limit_id if line.limit else line.counter,
+        unit=line.unit,
+        window=line.limit.window if line.limit else None,
+        amount=_shown(line.unit, line.amount),
+        spent=_shown(line.unit, balance.spent),
+        held=_shown(line.unit, balance.held),
+        needed=_shown(line.unit, need),
+        remaining=_shown(line.unit, max(line.amount - balance.spent - balance.held, 0)),
+        resets_at_ms=resets_at_ms,
+        now_ms=reply.at_ms,
+        retry_after_s=_retry_after(kind, balance, reply.at_ms),
+        affordable_output_tokens=_affordable(reply, estimate) if kind is RefusalKind.BUDGET else None,
+        status_override=budget_status if kind is RefusalKind.BUDGET else None,
+    )
+
+
+def _affordable(reply: ReserveReply, estimate: Estimate) -> int | None:
+    left = [b.remaining for b in reply.balances if b.line.unit == Unit.USD and b.line.enforce and b.remaining is not None]
+    return estimate.affordable_output_tokens(max(min(left), 0)) if left else None
+
+
+def _retry_after(kind: RefusalKind, balance: Balance, now_ms: int) -> float | None:
+    if kind is RefusalKind.BUDGET:
+        return None
+    if kind is RefusalKind.CONCURRENCY:
+        return 1.0
+    line = balance.line
+    wait_ms = line.ends_ms - now_ms if line.ends_ms else line.bucket_ms
+    return min(max(wait_ms / 1000, 1.0), _LONGEST_RETRY_S)
+
+
+def _shown(unit: str, amount: int) -> Decimal | int:
+    return from_nanos(amount) if unit == Unit.USD else amount
+
+
+def _sentence(balance: Balance, need: int) -> str:
+    line = balance.line
+    amount, spent, held, needed = (_shown(line.unit, n) for n in (line.amount, balance.spent, balance.held, need))
+    window = f" per {line.limit.window}" if line.limit and line.limit.window != "total" else ""
+    what = "budget" if line.unit == Unit.USD else f"{line.unit.replace('_', ' ')} limit"
+    return (
+        f"The {what} of {line.scope} ({amount} {line.unit}{window}) does not allow this request: "
+        f"{spent} spent, {held} held by requests in flight, {needed} needed."
+    )
+
+
+def refuse_policy(decision: PolicyDecision, request_id: str) -> Refusal:
+    """Say which plugin denied, and why."""
+    retry_after = decision.metadata.get("retry_after")
+    return Refusal(
+        kind=RefusalKind.POLICY,
+        message=f"Denied by policy {decision.plugin_name}: {decision.reason}",
+        request_id=request_id,
+        plugin=decision.plugin_name,
+        reason=decision.reason,
+        retry_after_s=float(retry_after) if isinstance(retry_after, (int, float)) else None,
+    )

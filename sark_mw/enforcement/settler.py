@@ -1,0 +1,124 @@
+"""Settling off the client's path: tried until the store has it, kept in the journal where it never does."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from sark_mw.enforcement.journal import Journal
+from sark_mw.enforcement.tables import ServerClock
+from sark_mw.errors import StoreDataLostError, StoreUnavailableError
+from sark_mw.instrumentation.base import Instrumentation, Settled
+from sark_mw.reservation import Outcome, Resolution, Settle, SettleReply
+from sark_mw.store.base import ReservationStore
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 5.0
+_UNSETTLED = (Outcome.FORGOTTEN, Outcome.OUT_OF_RANGE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettleContext:
+    """What the metrics and the audit trail say of a settle besides the settle itself."""
+
+    request_id: str = ""
+    principal_id: str = ""
+    provider: str = ""
+    model: str | None = None
+    expected_nanos: int = 0
+    actual_nanos: int | None = None
+
+
+class Settler:
+    """Send settles and releases in the background, exactly once as the store counts, until they are answered."""
+
+    def __init__(
+        self,
+        store: ReservationStore,
+        *,
+        clock: ServerClock,
+        journal: Journal,
+        instrumentation: Instrumentation,
+        rebuild: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._journal = journal
+        self._instrumentation = instrumentation
+        self._rebuild = rebuild
+        self._tasks: dict[asyncio.Task[SettleReply | None], Settle] = {}
+
+    @property
+    def pending(self) -> int:
+        """Count the settles that are not answered yet."""
+        return len(self._tasks)
+
+    def submit(self, settle: Settle, context: SettleContext | None = None) -> asyncio.Task[SettleReply | None]:
+        """Send a settle in the background; the task ends with its answer, or None if it went to the journal."""
+        task = asyncio.ensure_future(self._persist(settle, context or SettleContext()))
+        self._tasks[task] = settle
+        task.add_done_callback(self._tasks.pop)
+        return task
+
+    async def _persist(self, settle: Settle, context: SettleContext) -> SettleReply | None:
+        pause = _FIRST_PAUSE_S
+        while True:
+            started = time.perf_counter()
+            try:
+                reply = await self._store.settle(settle)
+            except StoreDataLostError:
+                self._tell(settle, context, None, started)
+                await self._try_rebuild()
+            except StoreUnavailableError:
+                self._tell(settle, context, None, started)
+            else:
+                self._clock.heard(reply.at_ms)
+                self._tell(settle, context, reply, started)
+                if reply.outcome in _UNSETTLED:
+                    await self._journal.add(settle, reason=reply.outcome)
+                    return None
+                return reply
+            await asyncio.sleep(pause * (0.5 + random.random()))  # noqa: S311  spreads retries, guards nothing
+            pause = min(pause * 2, _LONGEST_PAUSE_S)
+
+    async def _try_rebuild(self) -> None:
+        try:
+            await self._rebuild()
+        except StoreUnavailableError:
+            return
+
+    def _tell(self, settle: Settle, context: SettleContext, reply: SettleReply | None, started: float) -> None:
+        failed = reply is None or reply.outcome in _UNSETTLED
+        self._instrumentation.settled(
+            Settled(
+                outcome="unavailable" if reply is None else reply.outcome,
+                kind=settle.kind,
+                seconds=time.perf_counter() - started,
+                reservation_id=settle.reservation_id,
+                request_id=context.request_id,
+                root=settle.root,
+                principal_id=context.principal_id,
+                provider=context.provider,
+                model=context.model,
+                booked=() if failed or settle.kind is Resolution.PARTIAL else settle.amounts,
+                overrun=() if reply is None else reply.overrun,
+                estimated_nanos=context.expected_nanos,
+                actual_nanos=context.actual_nanos,
+                repeated=reply is not None and reply.repeated,
+                late=reply is not None and reply.late,
+            )
+        )
+
+    async def drain(self, deadline_s: float) -> int:
+        """Wait for what is under way; what is not answered by the deadline goes to the journal. Returns how many did."""
+        if self._tasks:
+            await asyncio.wait([*self._tasks], timeout=deadline_s)
+        left = [*self._tasks.items()]
+        for task, settle in left:
+            task.cancel()
+            await self._journal.add(settle, reason="shutdown")
+        if left:
+            await asyncio.wait([task for task, _ in left])
+        return len(left)

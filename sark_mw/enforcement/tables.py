@@ -1,0 +1,101 @@
+"""The limits of each root as this process knows them, and the lines that a request touches, by the server's clock."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from sark_mw.reservation import Line, lines_for
+from sark_mw.store.base import LimitTable, ReservationStore
+
+_MAX_CACHED = 10_000
+_MAX_ROOTS = 10_000
+
+
+class ServerClock:
+    """Tell the store's time between its answers; before the first one, this machine's."""
+
+    def __init__(self) -> None:
+        self._offset_ms = time.time() * 1000 - time.monotonic() * 1000
+
+    def now_ms(self) -> int:
+        """Estimate the server's Unix time in milliseconds."""
+        return int(time.monotonic() * 1000 + self._offset_ms)
+
+    def heard(self, at_ms: int) -> None:
+        """Take over the server's time from an answer that has just come."""
+        if at_ms > 0:
+            self._offset_ms = at_ms - time.monotonic() * 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The lines of one request, and the table that they were made from."""
+
+    lines: tuple[Line, ...]
+    version: int
+    epoch: str
+
+
+class LimitTables:
+    """Read each root's limits once; the store says (`stale_limits`) when they have changed."""
+
+    def __init__(self, store: ReservationStore, clock: ServerClock) -> None:
+        self._store = store
+        self._clock = clock
+        self._tables: OrderedDict[str, LimitTable] = OrderedDict()
+        self._lines: OrderedDict[tuple[str, tuple[str, ...]], tuple[LimitTable, tuple[Line, ...], int, int]] = OrderedDict()
+        self._reading: dict[str, asyncio.Task[LimitTable]] = {}
+
+    async def layout(self, root: str, scopes: tuple[str, ...]) -> Layout:
+        """Lay out the limits that `scopes` touch now."""
+        table = self._tables.get(root) or await self.reload(root)
+        return Layout(self._lines_of(table, scopes), table.version, table.epoch)
+
+    def last_layout(self, root: str, scopes: tuple[str, ...]) -> Layout | None:
+        """Lay out by the limits that were read last, without asking the store; None if none ever were."""
+        table = self._tables.get(root)
+        return None if table is None else Layout(self._lines_of(table, scopes), table.version, table.epoch)
+
+    async def reload(self, root: str) -> LimitTable:
+        """Read a root's limits from the store, once for all who ask at the same time."""
+        task = self._reading.get(root)
+        if task is None:
+            task = asyncio.ensure_future(self._read(root))
+            self._reading[root] = task
+            task.add_done_callback(lambda _: self._reading.pop(root, None))
+        return await asyncio.shield(task)
+
+    async def _read(self, root: str) -> LimitTable:
+        table = await self._store.limits(root)
+        self._clock.heard(table.at_ms)
+        self._tables[root] = table
+        self._tables.move_to_end(root)
+        if len(self._tables) > _MAX_ROOTS:
+            self._tables.popitem(last=False)
+        return table
+
+    def forget(self, root: str) -> None:
+        """Read a root's limits anew at the next request."""
+        self._tables.pop(root, None)
+
+    def known(self) -> list[LimitTable]:
+        """List the tables that this process has read."""
+        return list(self._tables.values())
+
+    def _lines_of(self, table: LimitTable, scopes: tuple[str, ...]) -> tuple[Line, ...]:
+        now = self._clock.now_ms()
+        key = (table.root, scopes)
+        cached = self._lines.get(key)
+        if cached is not None and cached[0] is table and cached[2] <= now < cached[3]:
+            self._lines.move_to_end(key)
+            return cached[1]
+        lines = lines_for(table.limits, scopes, now)
+        starts = max((line.starts_ms for line in lines), default=0)
+        ends = min((line.ends_ms for line in lines if line.ends_ms), default=2**62)
+        self._lines[key] = (table, lines, min(starts, now), ends)
+        if len(self._lines) > _MAX_CACHED:
+            self._lines.popitem(last=False)
+        return lines

@@ -1,0 +1,322 @@
+"""The one place where the order stands: estimate → policies → reserve → settle | release."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sark_mw.enforcement.admission import Admission
+from sark_mw.enforcement.leases import LeasePool
+from sark_mw.enforcement.refuse import refuse_limit, refuse_policy
+from sark_mw.enforcement.settler import Settler
+from sark_mw.enforcement.tables import Layout, LimitTables, ServerClock
+from sark_mw.errors import CostEstimationError, InvalidRequestError, MoneyError, StoreDataLostError, StoreUnavailableError
+from sark_mw.instrumentation.base import Instrumentation, Reserved
+from sark_mw.ledger.entries import CallerEntry
+from sark_mw.limit import Unit
+from sark_mw.money import MAX_HOLD
+from sark_mw.policy.base import PolicyContext
+from sark_mw.policy.manager import PolicyPluginManager
+from sark_mw.pricing.base import CostEstimator, Estimate, InvocationRequest, estimate_with
+from sark_mw.reservation import Need, Outcome, Reserve, ReserveReply, Resolution, Settle, new_reservation_id
+from sark_mw.store.base import ReservationStore
+from sark_mw.wire.base import Refusal, RefusalKind
+
+#: Stale limits, a period that just changed, rebuilt data: each is set right and asked again, but not for ever.
+_ATTEMPTS = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invocation:
+    """One request to be admitted: who pays, what it touches, how it is priced."""
+
+    request: InvocationRequest
+    estimator: CostEstimator
+    root: str
+    scopes: tuple[str, ...]
+    request_id: str
+    action: str = "invoke"
+    resource_metadata: Mapping[str, object] = field(default_factory=dict)
+    environment: Mapping[str, object] = field(default_factory=dict)
+    stream: bool = False
+    metadata: Mapping[str, object] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnforcerOptions:
+    """How the enforcer decides; see the settings of the same names."""
+
+    lease_ms: int = 120_000
+    policy_timeout_s: float = 5.0
+    on_store_failure: Literal["deny", "allow", "leased"] = "deny"
+    on_unknown_model: Literal["dearest", "deny"] = "dearest"
+    budget_status: int = 402
+
+
+class Enforcer:
+    """Admit or refuse invocations; every admitted one is settled, released, or expires."""
+
+    def __init__(
+        self,
+        store: ReservationStore,
+        *,
+        tables: LimitTables,
+        clock: ServerClock,
+        settler: Settler,
+        policies: PolicyPluginManager,
+        instrumentation: Instrumentation,
+        rebuild: Callable[[], Awaitable[None]],
+        leases: LeasePool,
+        options: EnforcerOptions,
+    ) -> None:
+        self._store = store
+        self._tables = tables
+        self._clock = clock
+        self._settler = settler
+        self._policies = policies
+        self._instrumentation = instrumentation
+        self._rebuild = rebuild
+        self._leases = leases
+        self.options = options
+        self.live: dict[str, Admission] = {}
+
+    async def admit(self, invocation: Invocation) -> Admission | Refusal:
+        """Estimate, ask the policies, reserve: an `Admission` to be ended once, or why not."""
+        estimate = await self._estimate(invocation)
+        if isinstance(estimate, Refusal):
+            return estimate
+        denied = await self._ask_policies(invocation, estimate)
+        if denied is not None:
+            return denied
+        needs = _needs(estimate)
+        task = asyncio.ensure_future(self._reserve(invocation, estimate, needs))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            # The client has gone, but the reserve is under way: give back what it gets.
+            task.add_done_callback(_release_unused)
+            raise
+
+    async def _estimate(self, invocation: Invocation) -> Estimate | Refusal:
+        started = time.perf_counter()
+        outcome = "priced"
+        try:
+            estimate = await estimate_with(invocation.estimator, invocation.request, invocation.resource_metadata)
+        except InvalidRequestError as error:
+            outcome = "invalid"
+            return Refusal(kind=RefusalKind.INVALID, message=str(error), param=error.param, request_id=invocation.request_id)
+        except (CostEstimationError, MoneyError) as error:
+            outcome = "failed"
+            return Refusal(kind=RefusalKind.INVALID, message=str(error), request_id=invocation.request_id)
+        finally:
+            self._instrumentation.estimated(outcome, time.perf_counter() - started)
+        if estimate.unknown_model:
+            self._instrumentation.unknown_model(estimate.provider or "", estimate.model or "")
+            if self.options.on_unknown_model == "deny":
+                message = f"the price of model {estimate.model!r} is not known, and unknown models are refused here"
+                return Refusal(kind=RefusalKind.INVALID, message=message, param="model", request_id=invocation.request_id)
+        if estimate.ceiling_nanos > MAX_HOLD:
+            message = "a single request may not cost more than $9,007,199"
+            return Refusal(kind=RefusalKind.INVALID, message=message, request_id=invocation.request_id)
+        return estimate
+
+    async def _ask_policies(self, invocation: Invocation, estimate: Estimate) -> Refusal | None:
+        if not self._policies.active:
+            return None
+        request = invocation.request
+        context = PolicyContext(
+            principal_id=request.principal_id,
+            resource_id=request.resource_id or "",
+            capability_id=request.capability_id,
+            action=invocation.action,
+            arguments=dict(request.arguments),
+            environment={
+                **invocation.environment,
+                "provider": estimate.provider,
+                "model": estimate.model,
+                "scopes": invocation.scopes,
+                "root": invocation.root,
+                "estimated_nanos": estimate.ceiling_nanos,
+            },
+        )
+        decisions = await self._policies.evaluate_all(context, timeout=self.options.policy_timeout_s)
+        if decisions and not decisions[-1].allowed:
+            return refuse_policy(decisions[-1], invocation.request_id)
+        return None
+
+    async def _reserve(self, invocation: Invocation, estimate: Estimate, needs: tuple[Need, ...]) -> Admission | Refusal:
+        entry = _entry(invocation, estimate)
+        reservation_id = new_reservation_id()
+        started = time.perf_counter()
+        try:
+            layout, reply = await self._reserve_until_answered(invocation, reservation_id, needs, entry.to_json())
+        except (StoreUnavailableError, StoreDataLostError):
+            self._note(invocation, estimate, "unavailable", started, reservation_id)
+            # The answer may only be lost: whatever the store holds under this id is given back.
+            self._give_back(invocation.root, reservation_id)
+            return await self._without_store(invocation, estimate, needs, entry)
+        self._note(invocation, estimate, reply.outcome, started, reservation_id, needs if reply.admitted else (), reply)
+        if not reply.admitted:
+            if reply.outcome is Outcome.EXCEEDS_LIMIT:
+                return refuse_limit(reply, needs, estimate, invocation.request_id, self.options.budget_status)
+            return self._unavailable(invocation, f"the limits could not be decided: {reply.outcome}")
+        return self._admission(invocation, estimate, needs, entry, reservation_id, layout, reply)
+
+    def _admission(
+        self,
+        invocation: Invocation,
+        estimate: Estimate,
+        needs: tuple[Need, ...],
+        entry: CallerEntry,
+        reservation_id: str,
+        layout: Layout | None,
+        reply: ReserveReply | None,
+    ) -> Admission:
+        for need in needs:
+            self._instrumentation.held(need.unit, need.held)
+        admission = Admission(
+            reservation_id=reservation_id,
+            root=invocation.root,
+            lines=layout.lines if layout else (),
+            needs=needs,
+            made_ms=reply.made_ms if reply else self._clock.now_ms(),
+            estimate=estimate,
+            entry=entry,
+            request_id=invocation.request_id,
+            settler=self._settler,
+            instrumentation=self._instrumentation,
+            on_end=self._ended,
+            balances=reply.balances if reply else (),
+            shadowed=reply.shadowed if reply else (),
+            unreserved=reply is None,
+        )
+        if reply is not None:
+            self.live[reservation_id] = admission
+        return admission
+
+    def _ended(self, admission: Admission) -> None:
+        self.live.pop(admission.reservation_id, None)
+
+    async def _reserve_until_answered(
+        self, invocation: Invocation, reservation_id: str, needs: tuple[Need, ...], entry: str
+    ) -> tuple[Layout, ReserveReply]:
+        for _ in range(_ATTEMPTS):
+            try:
+                layout = await self._tables.layout(invocation.root, invocation.scopes)
+                reply = await self._store.reserve(
+                    Reserve(
+                        reservation_id=reservation_id,
+                        root=invocation.root,
+                        lines=layout.lines,
+                        needs=needs,
+                        lease_ms=self.options.lease_ms,
+                        version=layout.version,
+                        epoch=layout.epoch,
+                        entry=entry,
+                    )
+                )
+            except StoreDataLostError:
+                self._tables.forget(invocation.root)
+                await self._rebuild()
+                continue
+            self._clock.heard(reply.at_ms)
+            if reply.outcome is Outcome.STALE_LIMITS:
+                await self._tables.reload(invocation.root)
+            elif reply.outcome is Outcome.WRONG_PERIOD:
+                # A limit set in this very millisecond counts from the next one on.
+                ahead = max((line.starts_ms for line in layout.lines), default=0) - reply.at_ms
+                await asyncio.sleep(min(max(ahead, 0), 50) / 1000)
+            else:
+                return layout, reply
+        raise StoreUnavailableError("the limits kept changing while a request was decided")
+
+    async def _without_store(
+        self, invocation: Invocation, estimate: Estimate, needs: tuple[Need, ...], entry: CallerEntry
+    ) -> Admission | Refusal:
+        mode = self.options.on_store_failure
+        if mode == "allow":
+            self._instrumentation.store_failure_allowed(mode)
+            layout = self._tables.last_layout(invocation.root, invocation.scopes)
+            return self._admission(invocation, estimate, needs, entry, new_reservation_id(), layout, None)
+        if mode == "leased":
+            leased = self._leases.take(invocation.root, invocation.scopes, needs)
+            if leased is not None:
+                self._instrumentation.store_failure_allowed(mode)
+                return self._leases.admission(leased, needs, estimate, entry, invocation.request_id)
+        return self._unavailable(invocation, "spending cannot be checked at the moment")
+
+    def _unavailable(self, invocation: Invocation, message: str) -> Refusal:
+        return Refusal(
+            kind=RefusalKind.UNAVAILABLE, message=message, request_id=invocation.request_id, retry_after_s=1, reason="store"
+        )
+
+    def _give_back(self, root: str, reservation_id: str) -> None:
+        self._settler.submit(
+            Settle(reservation_id=reservation_id, root=root, lines=(), amounts=(), kind=Resolution.RELEASE)
+        )
+
+    def _note(
+        self,
+        invocation: Invocation,
+        estimate: Estimate,
+        outcome: str,
+        started: float,
+        reservation_id: str,
+        needs: tuple[Need, ...] = (),
+        reply: ReserveReply | None = None,
+    ) -> None:
+        self._instrumentation.reserved(
+            Reserved(
+                outcome=outcome,
+                seconds=time.perf_counter() - started,
+                reservation_id=reservation_id,
+                request_id=invocation.request_id,
+                root=invocation.root,
+                principal_id=invocation.request.principal_id,
+                provider=estimate.provider or "",
+                model=None if estimate.unknown_model else estimate.model,
+                held=tuple((need.unit, need.held) for need in needs),
+                shadowed=len(reply.shadowed) if reply else 0,
+            )
+        )
+
+
+def _release_unused(task: asyncio.Task[Admission | Refusal]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        answer = task.result()
+        if isinstance(answer, Admission):
+            answer.release()
+
+
+def _needs(estimate: Estimate) -> tuple[Need, ...]:
+    expected_in = min(estimate.expected_input_tokens or estimate.input_tokens, estimate.input_tokens)
+    expected_out = min(estimate.expected_output_tokens, estimate.max_output_tokens)
+    most = estimate.input_tokens + estimate.max_output_tokens
+    return (
+        Need(unit=Unit.USD, held=estimate.ceiling_nanos, expected=min(estimate.expected_nanos, estimate.ceiling_nanos)),
+        Need(unit=Unit.REQUESTS, held=1, expected=1),
+        Need(unit=Unit.INPUT_TOKENS, held=estimate.input_tokens, expected=expected_in),
+        Need(unit=Unit.OUTPUT_TOKENS, held=estimate.max_output_tokens, expected=expected_out),
+        Need(unit=Unit.TOKENS, held=most, expected=expected_in + expected_out),
+        Need(unit=Unit.CONCURRENCY, held=1),
+    )
+
+
+def _entry(invocation: Invocation, estimate: Estimate) -> CallerEntry:
+    return CallerEntry(
+        principal_id=invocation.request.principal_id,
+        resource_id=invocation.request.resource_id or "",
+        capability_id=invocation.request.capability_id,
+        scopes=invocation.scopes,
+        provider=estimate.provider,
+        model=estimate.model,
+        held_nanos=estimate.ceiling_nanos,
+        expected_nanos=estimate.expected_nanos,
+        input_tokens=estimate.input_tokens,
+        stream=invocation.stream,
+        request_id=invocation.request_id,
+        metadata=invocation.metadata,
+    )
