@@ -52,7 +52,7 @@ class AnthropicCostEstimator(MeteredEstimator):
         if messages in (None, []):
             raise CostEstimationError("Missing 'messages' in request arguments", provider=self.provider_name)
         tally.add(_PER_REQUEST)
-        for index, message in enumerate(objects(messages, "messages")):
+        for index, message in tally.all_but_plain(objects(messages, "messages"), _PER_MESSAGE):
             tally.add(_PER_MESSAGE)
             _count_content(message.get("content"), f"messages[{index}].content", model, tally, 0)
         _count_content(body.get("system"), "system", model, tally, 0)

@@ -25,8 +25,9 @@ class Size(NamedTuple):
 
 def size_of(encoded: str) -> Size | None:
     """Read width and height off the head of a base64 PNG, GIF or JPEG; None where they are not to be found."""
+    whole = encoded[:_HEAD]
     try:
-        head = base64.b64decode(encoded[:_HEAD].rstrip("=")[: _HEAD // 4 * 4 - 4 or None] + "==", validate=False)
+        head = base64.b64decode(whole[: len(whole) // 4 * 4])
     except (binascii.Error, ValueError):
         return None
     size: Size | None = None

@@ -11,7 +11,7 @@ from sark_mw.pricing.metered import MeteredEstimator
 from sark_mw.pricing.numbers import MAX_CHOICES, nested, reported, whole_number
 from sark_mw.pricing.prices import PriceBook, PricingOptions
 from sark_mw.pricing.tally import MAX_DEPTH, Demand, InputTally, objects
-from sark_mw.pricing.tokens import TextCounter, TokenCount, encoding_of, tokenizer
+from sark_mw.pricing.tokens import TextCounter, TokenCount, encoding_of, reads_published, tokenizer
 from sark_mw.usage import Usage
 
 # What the chat format adds: per message, per request (the primed answer), per declared tool, for tools at all.
@@ -27,6 +27,8 @@ _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _MAX_PROMPTS = 2_048
 # Read as text or JSON into the prompt, beside messages and input.
 _STRUCTURED = ("tools", "functions", "response_format", "text")
+# What a vocabulary that is not published may cut finer than the published ones.
+_UNPUBLISHED_MARGIN = 1.15
 _OWN_TOOLS = ("function", "custom")
 
 
@@ -44,7 +46,8 @@ class OpenAICostEstimator(MeteredEstimator):
         if not self._options.tokenizer:
             return TextCounter(None, 0)
         if self._provider in ("openai", "azure") or model.startswith(("gpt-", "o1", "o3", "o4", "text-embedding")):
-            return TextCounter(tokenizer(encoding_of(model)), self._options.exact_bytes)
+            margin = 1.0 if reads_published(model) else _UNPUBLISHED_MARGIN
+            return TextCounter(tokenizer(encoding_of(model)), self._options.exact_bytes, ceiling_factor=margin)
         return TextCounter(None, 0, ceiling_factor=1.2, expected_factor=1.1)
 
     def _demand(self, body: Json) -> Demand:
@@ -71,7 +74,8 @@ class OpenAICostEstimator(MeteredEstimator):
         for _ in references:
             tally.reference()
         if "messages" in found:
-            for index, message in enumerate(objects(body["messages"], "messages")):
+            messages = objects(body["messages"], "messages")
+            for index, message in tally.all_but_plain(messages, _PER_MESSAGE):
                 _count_item(message, f"messages[{index}]", model, tally, 0)
         if "prompt" in found:
             _count_prompt(body["prompt"], "prompt", model, tally)
@@ -134,7 +138,7 @@ def _count_prompt(value: object, param: str, model: str, tally: InputTally) -> N
     elif isinstance(value[0], int):
         tally.add(len(value))
     elif isinstance(value[0], dict):
-        for index, item in enumerate(objects(value, param)):
+        for index, item in tally.all_but_plain(objects(value, param), _PER_MESSAGE):
             _count_item(item, f"{param}[{index}]", model, tally, 0)
     else:
         _count_batch(value, param, tally)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sark_mw.errors import InvalidRequestError
@@ -11,6 +12,8 @@ from sark_mw.pricing.tokens import TextCounter, TokenCount
 
 #: Content nests at most this deep in any API; deeper is an attack on the stack.
 MAX_DEPTH = 16
+#: From here on, one call per message would take milliseconds.
+_MANY = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +50,15 @@ class InputTally:
     def text(self, text: str) -> None:
         """Count a text."""
         self._texts.add(text)
+
+    def all_but_plain(self, messages: list[dict[str, object]], per_message: int) -> Iterable[tuple[int, dict[str, object]]]:
+        """Return (index, message) of those left to count: of very many, those that are plain text are counted at once."""
+        if len(messages) <= _MANY:
+            return enumerate(messages)
+        plain = [text for message in messages if len(message) == 2 and isinstance(text := message.get("content"), str)]
+        self._texts.add("\n".join(plain))
+        self.add(len(plain) * per_message)
+        return [(i, m) for i, m in enumerate(messages) if len(m) != 2 or not isinstance(m.get("content"), str)]
 
     def data(self, value: object, param: str) -> None:
         """Count something structured (tools, schemas, tool calls) as the JSON that it is."""

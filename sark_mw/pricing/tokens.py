@@ -23,6 +23,15 @@ class TokenCount(NamedTuple):
     expected: int
 
 
+#: The models whose vocabulary is published; later ones may read another.
+_PUBLISHED = re.compile(r"(?:ft:)?(?:gpt-(?:3|4|5)|chatgpt-4o|o[134]|text-embedding|davinci-002|babbage-002)")
+
+
+def reads_published(model: str) -> bool:
+    """Tell whether it is known which vocabulary one of OpenAI's models reads."""
+    return _PUBLISHED.match(model.lower().rpartition("/")[2]) is not None
+
+
 def encoding_of(model: str) -> str:
     """Name the vocabulary of one of OpenAI's models."""
     return "cl100k_base" if _CL100K.match(model.lower().rpartition("/")[2]) else "o200k_base"
@@ -157,7 +166,8 @@ def _weigh(text: str) -> TokenCount:
 class TextCounter:
     """Count the texts of one request: exactly up to `exact_bytes` in all, by estimate from there on.
 
-    `ceiling_factor` and `expected_factor` scale the estimate for vocabularies that cut finer than OpenAI's.
+    `ceiling_factor` and `expected_factor` scale the estimate for vocabularies that cut finer than OpenAI's, `ceiling_factor` also
+    the exact count, for a model that may not read the vocabulary it was counted with.
     """
 
     __slots__ = ("_ceiling_factor", "_count", "_expected_factor", "_left", "ceiling", "expected")
@@ -191,7 +201,7 @@ class TextCounter:
             exact = self._count(head)
         except UnicodeEncodeError:
             exact = self._count(utf8(head).decode())
-        self.ceiling += exact
+        self.ceiling += exact if self._ceiling_factor == 1.0 else min(_most_bytes(head), int(exact * self._ceiling_factor) + 1)
         self.expected += exact
         if len(head) < len(text):
             # The head tells how this text compares to usual ones.

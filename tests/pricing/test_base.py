@@ -173,3 +173,15 @@ def test_content_nested_without_end_is_refused(openai: OpenAICostEstimator, anth
     for estimator, model in ((openai, "gpt-4o"), (anthropic, "claude-opus-4-5")):
         with pytest.raises(InvalidRequestError, match="nested too deeply"):
             estimator.estimate(InvocationRequest("c", "p", body), {"model": model})
+
+
+def test_very_many_messages_are_held_like_few_ones(openai: OpenAICostEstimator, anthropic: AnthropicCostEstimator) -> None:
+    def body(count: int) -> InvocationRequest:
+        named = {"role": "user", "content": [{"type": "text", "text": "see you"}]}
+        return InvocationRequest("c", "p", {"messages": [named, *[{"role": "user", "content": "hello world"}] * count]})
+
+    for estimator, model in ((openai, "gpt-4o"), (anthropic, "claude-opus-4-5")):
+        few = estimator.estimate(body(500), {"model": model}).input_tokens
+        many = estimator.estimate(body(50_000), {"model": model}).input_tokens
+        # Two tokens and the format's four for each; beyond the exact budget the bound is wider.
+        assert 50_000 * 6 <= many <= 200 * few

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sark_mw.pricing.tokens import TextCounter, encoding_of, estimate_tokens, tokenizer
+from sark_mw.pricing.tokens import TextCounter, encoding_of, estimate_tokens, reads_published, tokenizer
 from tests.pricing.texts import KINDS, LANGUAGES
 
 ALL = {**LANGUAGES, **KINDS}
@@ -98,3 +98,13 @@ def test_megabytes_are_bounded_from_a_sample(name: str) -> None:
 )
 def test_each_model_is_read_with_its_vocabulary(model: str, encoding: str) -> None:
     assert encoding_of(model) == encoding
+
+
+def test_a_vocabulary_that_is_not_published_gets_a_margin() -> None:
+    sure, unsure = (TextCounter(tokenizer("o200k_base"), 10_000, ceiling_factor=factor) for factor in (1.0, 1.15))
+    for counter in (sure, unsure):
+        counter.add(LANGUAGES["german"])
+    assert unsure.ceiling > sure.ceiling
+    assert unsure.expected == sure.expected
+    assert reads_published("openai/gpt-4o")
+    assert not reads_published("gpt-6-sol")
