@@ -68,7 +68,7 @@ class Enforcer:
         settler: Settler,
         policies: PolicyPluginManager,
         instrumentation: Instrumentation,
-        rebuild: Callable[[], Awaitable[None]],
+        rebuild: Callable[[], Awaitable[object]],
         leases: LeasePool,
         options: EnforcerOptions,
     ) -> None:
@@ -163,6 +163,7 @@ class Enforcer:
             if reply.outcome is Outcome.EXCEEDS_LIMIT:
                 return refuse_limit(reply, needs, estimate, invocation.request_id, self.options.budget_status)
             return self._unavailable(invocation, f"the limits could not be decided: {reply.outcome}")
+        self._leases.touch(invocation.root, invocation.scopes)
         return self._admission(invocation, estimate, needs, entry, reservation_id, layout, reply)
 
     def _admission(

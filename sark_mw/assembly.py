@@ -1,0 +1,116 @@
+"""From settings to parts: every object of the system is made here, and nowhere at import."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sark_mw.errors import ConfigurationError
+from sark_mw.instrumentation.audit import AuditInstrumentation, audit_logger
+from sark_mw.instrumentation.base import BreakerState, Composite, Instrumentation, NullInstrumentation
+from sark_mw.instrumentation.prometheus import PrometheusInstrumentation
+from sark_mw.instrumentation.tracing import TracingInstrumentation
+from sark_mw.instrumentation.tracing import is_installed as tracing_is_installed
+from sark_mw.ledger import open_ledger
+from sark_mw.ledger.base import Ledger
+from sark_mw.policy.builtin import builtin_plugin_path
+from sark_mw.policy.manager import PolicyPluginManager
+from sark_mw.pricing.base import CostEstimator
+from sark_mw.pricing.prices import PriceOverride, PricingOptions
+from sark_mw.pricing.registry import builtin_estimators
+from sark_mw.settings import LedgerSettings, ObserveSettings, PolicySettings, PricingSettings, StoreSettings
+from sark_mw.store.connect import StoreOptions, open_store
+from sark_mw.store.redis_store import RedisStore
+
+_BREAKER = {"closed": BreakerState.CLOSED, "half_open": BreakerState.HALF_OPEN, "open": BreakerState.OPEN}
+
+
+class StoreEvents:
+    """Tell an `Instrumentation` what the store's connection does."""
+
+    def __init__(self, instrumentation: Instrumentation) -> None:
+        self._instrumentation = instrumentation
+
+    def on_store_call(self, script: str, seconds: float, outcome: str, items: int) -> None:
+        """Do nothing: the enforcer tells of reserves and settles, with what they were for."""
+
+    def on_breaker(self, state: str) -> None:
+        """Pass the breaker's state on as its gauge knows it."""
+        self._instrumentation.breaker_changed("store", _BREAKER[state])
+
+
+async def make_store(settings: StoreSettings, instrumentation: Instrumentation | None = None) -> RedisStore:
+    """Open the store; raises `ConfigurationError`, or `StoreUnavailableError` for an embedded one that does not start."""
+    return await open_store(
+        settings.url,
+        StoreOptions(
+            shards=settings.shards,
+            prefix=settings.prefix,
+            retention_ms=settings.retention_s * 1000,
+            deadline_s=settings.deadline_ms / 1000,
+            max_connections=settings.max_connections,
+            breaker_threshold=settings.breaker_failures,
+            breaker_cooldown_s=settings.breaker_cooldown_ms / 1000,
+            wait_replicas=settings.wait_replicas,
+            wait_timeout_ms=settings.wait_timeout_ms,
+            observer=StoreEvents(instrumentation or NullInstrumentation()),
+        ),
+    )
+
+
+def make_ledger(settings: LedgerSettings) -> Ledger:
+    """Make the ledger; it connects at its first use."""
+    return open_ledger(settings.url.get_secret_value(), deadline_s=settings.deadline_ms / 1000)
+
+
+def make_estimators(settings: PricingSettings, own: Mapping[str, CostEstimator] | None = None) -> dict[str, CostEstimator]:
+    """Make the built-in estimators with the settings' prices; `own` are added or replace them."""
+    overrides = [
+        PriceOverride(
+            provider=model.provider,
+            model=model.model,
+            input_per_1m=model.input_usd_per_million,
+            output_per_1m=model.output_usd_per_million,
+            cache_read_per_1m=model.cache_read_usd_per_million,
+            max_output_tokens=model.max_output_tokens,
+        )
+        for model in settings.models
+    ]
+    options = PricingOptions(
+        overrides=overrides,
+        on_unknown_model=settings.on_unknown_model,
+        default_max_output_tokens=settings.default_max_output_tokens,
+        max_output_tokens_cap=settings.max_output_tokens_cap,
+    )
+    return {**builtin_estimators(options), **(own or {})}
+
+
+def make_prometheus(settings: ObserveSettings) -> PrometheusInstrumentation | None:
+    """Make the Prometheus metrics, unless the settings say no."""
+    return PrometheusInstrumentation() if settings.metrics else None
+
+
+def make_instrumentation(
+    settings: ObserveSettings, prometheus: PrometheusInstrumentation | None, own: Instrumentation | None = None
+) -> Instrumentation:
+    """Put metrics, audit log, traces and the user's own together, behind the boundary that catches their faults."""
+    parts: list[Instrumentation] = []
+    if prometheus is not None:
+        parts.append(prometheus)
+    if settings.audit_log:
+        parts.append(AuditInstrumentation(audit_logger(settings.log_format)))
+    if tracing_is_installed():
+        parts.append(TracingInstrumentation())
+    if own is not None:
+        parts.append(own)
+    return Composite(parts)
+
+
+async def load_plugins(manager: PolicyPluginManager, settings: PolicySettings) -> list[str]:
+    """Load the plugins that the settings name and return their names; raises `ConfigurationError` naming the one that does not load."""
+    loaded = []
+    for plugin in settings.plugins:
+        path = builtin_plugin_path(plugin.name) if plugin.name else plugin.path
+        if path is None:
+            raise ConfigurationError("a plugin needs a name or a path")
+        loaded.append((await manager.load_from_file(path, plugin.enabled, **plugin.options)).name)
+    return loaded

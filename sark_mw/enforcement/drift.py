@@ -1,0 +1,101 @@
+"""Drift: counters compared with the ledger, exactly, under traffic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sark_mw.enforcement.tables import LimitTables, ServerClock
+from sark_mw.instrumentation.base import Instrumentation
+from sark_mw.ledger.base import CostFilter, CostTotal, Ledger
+from sark_mw.limit import Limit, Unit
+from sark_mw.reservation import Balance, Line, lines_for
+from sark_mw.store.base import ReservationStore
+
+_COLUMNS = {
+    Unit.USD: "cost_nanos",
+    Unit.REQUESTS: "requests",
+    Unit.TOKENS: "tokens",
+    Unit.INPUT_TOKENS: "booked_input_tokens",
+    Unit.OUTPUT_TOKENS: "booked_output_tokens",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One counter and what the ledger says it must be; `settled` is False while the ledger has not caught up."""
+
+    balance: Balance
+    shard: int
+    ledger: int
+    settled: bool
+
+    @property
+    def drift(self) -> int:
+        """Counter minus ledger."""
+        return self.balance.spent - self.ledger
+
+
+def _sum(total: CostTotal, unit: str) -> int:
+    return int(getattr(total, _COLUMNS[Unit(unit)]))
+
+
+def comparable(line: Line) -> bool:
+    """Tell whether the ledger can say what a counter must be: not for concurrency, and not for windows that roll."""
+    return line.unit in _COLUMNS and not line.rolling_ms
+
+
+class Drift:
+    """Compare the counters of exact limits with the ledger; every process measures, the gauges agree."""
+
+    def __init__(
+        self,
+        store: ReservationStore,
+        ledger: Ledger,
+        *,
+        tables: LimitTables,
+        clock: ServerClock,
+        instrumentation: Instrumentation,
+    ) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._tables = tables
+        self._clock = clock
+        self._instrumentation = instrumentation
+
+    async def measure(self) -> None:
+        """Compare all counters of exact scopes that this process knows, and set the gauges by shard and unit."""
+        worst: dict[tuple[int, str], int] = {}
+        for table in self._tables.known():
+            for comparison in await self.compare(table.root, table.limits):
+                if comparison.settled:
+                    key = (comparison.shard, comparison.balance.line.unit)
+                    if abs(comparison.drift) >= abs(worst.get(key, 0)):
+                        worst[key] = comparison.drift
+        for (shard, unit), drift in worst.items():
+            self._instrumentation.drift_measured(shard, unit, drift)
+
+    async def compare(self, root: str, limits: Sequence[Limit], scopes: Sequence[str] = ()) -> list[Comparison]:
+        """Compare the counters of the limits on `scopes` (none: of the limits that name one scope)."""
+        touched = scopes or [limit.scope for limit in limits if not limit.scope.endswith("*")]
+        lines = [line for line in lines_for(limits, touched, self._clock.now_ms()) if comparable(line)]
+        if not lines:
+            return []
+        snapshot = await self._store.balance(root, lines)
+        self._clock.heard(snapshot.at_ms)
+        settled = await self._ledger.complete_up_to(snapshot.shard, snapshot.epoch, snapshot.seq)
+        found = []
+        for balance in snapshot.balances:
+            line = balance.line
+            total = await self._ledger.total(
+                CostFilter(
+                    root=root,
+                    scope=line.scope,
+                    from_ms=max(line.starts_ms, line.limit.since_ms if line.limit else 0),
+                    until_ms=line.ends_ms or None,
+                    shard=snapshot.shard,
+                    max_shard_seq=snapshot.seq,
+                )
+            )
+            found.append(Comparison(balance=balance, shard=snapshot.shard, ledger=_sum(total, line.unit), settled=settled))
+        return found

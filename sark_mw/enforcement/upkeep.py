@@ -1,0 +1,123 @@
+"""The tasks beside the requests: leases renewed, holds swept, the ledger flushed, journal booked, drift measured."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+
+from sark_mw.enforcement.admission import Admission
+from sark_mw.enforcement.drift import Drift
+from sark_mw.enforcement.journal import Journal
+from sark_mw.enforcement.leases import LeasePool
+from sark_mw.enforcement.tables import LimitTables, ServerClock
+from sark_mw.errors import SarkError
+from sark_mw.instrumentation.base import Instrumentation
+from sark_mw.ledger.base import Ledger
+from sark_mw.ledger.entries import parse_entry
+from sark_mw.reservation import Outcome
+from sark_mw.store.base import ReservationStore
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpkeepOptions:
+    """How often each thing is done, in seconds; `lease_ms` is the lease of a reservation."""
+
+    lease_ms: int = 120_000
+    sweep_s: float = 1.0
+    journal_s: float = 5.0
+    drift_s: float = 60.0
+
+
+class Upkeep:
+    """Run the periodic tasks of one process; a fault of one round is logged, the next round comes."""
+
+    def __init__(
+        self,
+        store: ReservationStore,
+        *,
+        live: Mapping[str, Admission],
+        clock: ServerClock,
+        tables: LimitTables,
+        journal: Journal,
+        leases: LeasePool,
+        ledger: Ledger,
+        drift: Drift,
+        instrumentation: Instrumentation,
+        options: UpkeepOptions,
+    ) -> None:
+        self._store = store
+        self._live = live
+        self._clock = clock
+        self._tables = tables
+        self._journal = journal
+        self._leases = leases
+        self._ledger = ledger
+        self._drift = drift
+        self._instrumentation = instrumentation
+        self._options = options
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin; call from the event loop that serves requests."""
+        lease_s = self._options.lease_ms / 1000
+        rounds: tuple[tuple[Callable[[], Awaitable[object]], float], ...] = (
+            (self._renew, lease_s / 3),
+            (self._leases.renew, lease_s / 4),
+            (self._sweep, self._options.sweep_s),
+            (self.book_journal, self._options.journal_s),
+            (self._drift.measure, self._options.drift_s),
+        )
+        self._tasks = [asyncio.ensure_future(self._repeat(one, every)) for one, every in rounds]
+
+    async def aclose(self) -> None:
+        """Stop all of it."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._tasks = []
+
+    async def _repeat(self, one: Callable[[], Awaitable[object]], every_s: float) -> None:
+        while True:
+            await asyncio.sleep(every_s)
+            try:
+                await one()
+            except SarkError as error:
+                _log.warning("upkeep: %s failed: %s", getattr(one, "__name__", one), error)
+
+    async def _renew(self) -> None:
+        """Book the progress of long streams and renew the leases of all that is in flight."""
+        live = [admission for admission in self._live.values() if not admission.unreserved]
+        for admission in live:
+            admission.book_progress()
+        await asyncio.gather(
+            *(self._store.extend(a.root, a.reservation_id, self._options.lease_ms) for a in live), return_exceptions=True
+        )
+
+    async def _sweep(self) -> None:
+        swept = await self._store.sweep()
+        if swept:
+            self._instrumentation.holds_expired(swept)
+
+    async def book_journal(self) -> None:
+        """Try to book what is in the journal."""
+        await self._journal.take_over()
+        for settle in self._journal.entries():
+            reply = await self._store.settle(settle)
+            self._clock.heard(reply.at_ms)
+            if reply.outcome is Outcome.FORGOTTEN:
+                # Older than the store remembers resolutions, so the ledger is asked; what it does not have is booked as made now.
+                if await self._ledger.has(settle.reservation_id):
+                    await self._journal.remove(settle)
+                    continue
+                layout = await self._tables.layout(settle.root, parse_entry(settle.entry)[0].scopes)
+                reply = await self._store.settle(replace(settle, made_ms=reply.at_ms, lines=layout.lines))
+            if reply.outcome not in (Outcome.FORGOTTEN, Outcome.OUT_OF_RANGE):
+                await self._journal.remove(settle)
+        self._instrumentation.journal_measured(len(self._journal))
+
+

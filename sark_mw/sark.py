@@ -1,0 +1,196 @@
+"""The whole system: opened from settings, started once, drained at the end. `SarkMiddleware` is this with HTTP around it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from sark_mw.assembly import (
+    load_plugins,
+    make_estimators,
+    make_instrumentation,
+    make_ledger,
+    make_prometheus,
+    make_store,
+)
+from sark_mw.enforcement.budgets import StoreBudgets
+from sark_mw.enforcement.drift import Drift
+from sark_mw.enforcement.journal import Journal
+from sark_mw.enforcement.leases import LeaseOptions, LeasePool
+from sark_mw.enforcement.limits import LimitRegistry
+from sark_mw.enforcement.recovery import Recovery
+from sark_mw.enforcement.settler import Settler
+from sark_mw.enforcement.tables import LimitTables, ServerClock
+from sark_mw.enforcement.upkeep import Upkeep, UpkeepOptions
+from sark_mw.enforcer import Enforcer, EnforcerOptions
+from sark_mw.errors import SarkError
+from sark_mw.instrumentation.base import Instrumentation
+from sark_mw.ledger import Flusher
+from sark_mw.ledger.base import Ledger
+from sark_mw.money import to_nanos
+from sark_mw.policy.base import PolicyServices
+from sark_mw.policy.manager import PolicyPluginManager
+from sark_mw.pricing.base import CostEstimator
+from sark_mw.settings import AnySettings, StoreSettings, as_settings
+from sark_mw.store.base import OutboxEntry
+from sark_mw.store.redis_store import RedisStore
+
+
+class Sark:
+    """Budget enforcement for one process. Use `Sark.open`, or `start` and `aclose`; raises `ConfigurationError` when made.
+
+    `limits` sets and lists limits, `enforcer` admits and settles. `store` and `ledger` may be given (a test's own);
+    they are closed with it all the same.
+    """
+
+    def __init__(
+        self,
+        settings: AnySettings = None,
+        *,
+        store: RedisStore | None = None,
+        ledger: Ledger | None = None,
+        policies: PolicyPluginManager | None = None,
+        estimators: Mapping[str, CostEstimator] | None = None,
+        instrumentation: Instrumentation | None = None,
+    ) -> None:
+        self.settings = as_settings(settings)
+        self.estimators = make_estimators(self.settings.pricing, estimators)
+        self.prometheus = make_prometheus(self.settings.observe)
+        self.instrumentation = make_instrumentation(self.settings.observe, self.prometheus, instrumentation)
+        self.policies = policies or PolicyPluginManager()
+        self.ledger = ledger or make_ledger(self.settings.ledger)
+        self._given_store = store
+        self._starting: asyncio.Task[None] | None = None
+        self._flushing: asyncio.Task[None] | None = None
+        self.started = False
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: AnySettings = None, **parts: object) -> AsyncIterator[Sark]:
+        """Start, and drain at the end. `parts` are those of the constructor."""
+        sark = cls(settings, **parts)  # type: ignore[arg-type]  # checked by the constructor's own signature
+        await sark.start()
+        try:
+            yield sark
+        finally:
+            await sark.aclose()
+
+    async def start(self) -> None:
+        """Connect, migrate, begin or rebuild the store, set the settings' limits, start the tasks; once for all who call.
+
+        Raises `ConfigurationError`, `StoreUnavailableError` or `LedgerUnavailableError`: a gateway that cannot decide does not start.
+        """
+        if self._starting is None:
+            self._starting = asyncio.ensure_future(self._start())
+        try:
+            await asyncio.shield(self._starting)
+        except SarkError:
+            self._starting = None  # the next call tries again
+            raise
+
+    async def _start(self) -> None:
+        settings = self.settings
+        self.store = self._given_store or await make_store(settings.store, self.instrumentation)
+        if settings.ledger.migrate:
+            await self.ledger.migrate()
+        self._compose()
+        await self.recovery.rebuild()
+        await self.limits.seed([limit.to_limit() for limit in settings.limits])
+        self._loaded = await load_plugins(self.policies, settings.policy)
+        if settings.ledger.flush:
+            self._flushing = asyncio.ensure_future(self.flusher.run())
+        self.upkeep.start()
+        self.started = True
+
+    def _compose(self) -> None:
+        settings, store = self.settings, self.store
+        self.clock = ServerClock()
+        self.tables = LimitTables(store, self.clock)
+        self.recovery = Recovery(store, self.ledger)
+        self.limits = LimitRegistry(store, self.ledger, tables=self.tables, recovery=self.recovery)
+        self.journal = Journal(settings.store.journal)
+        rebuild = self.recovery.rebuild
+        self.settler = Settler(
+            store, clock=self.clock, journal=self.journal, instrumentation=self.instrumentation, rebuild=rebuild
+        )
+        lease_ms = round(settings.reservation.lease_s * 1000)
+        self.leases = LeasePool(
+            store,
+            tables=self.tables,
+            clock=self.clock,
+            settler=self.settler,
+            instrumentation=self.instrumentation,
+            lease_ms=lease_ms,
+            options=_lease_options(settings.store),
+        )
+        self.policies.bind(PolicyServices(store=store, budgets=StoreBudgets(store, self.tables)))
+        self.policies.observe(self.instrumentation)
+        self.enforcer = Enforcer(
+            store,
+            tables=self.tables,
+            clock=self.clock,
+            settler=self.settler,
+            policies=self.policies,
+            instrumentation=self.instrumentation,
+            rebuild=rebuild,
+            leases=self.leases,
+            options=EnforcerOptions(
+                lease_ms=lease_ms,
+                policy_timeout_s=settings.policy.timeout_s,
+                on_store_failure=settings.store.on_store_failure,
+                on_unknown_model=settings.pricing.on_unknown_model,
+                budget_status=settings.http.budget_status,
+            ),
+        )
+        self.drift = Drift(store, self.ledger, tables=self.tables, clock=self.clock, instrumentation=self.instrumentation)
+        self.flusher: Flusher[OutboxEntry] = Flusher(
+            store,
+            self.ledger,
+            batch=settings.ledger.batch,
+            interval_s=settings.ledger.flush_interval_ms / 1000,
+            events=self.instrumentation,
+        )
+        self.upkeep = Upkeep(
+            store,
+            live=self.enforcer.live,
+            clock=self.clock,
+            tables=self.tables,
+            journal=self.journal,
+            leases=self.leases,
+            ledger=self.ledger,
+            drift=self.drift,
+            instrumentation=self.instrumentation,
+            options=UpkeepOptions(
+                lease_ms=lease_ms,
+                sweep_s=settings.reservation.sweep_interval_ms / 1000,
+                drift_s=settings.observe.drift_interval_s,
+            ),
+        )
+
+    async def aclose(self, deadline_s: float = 10.0) -> None:
+        """Settle what is in flight, flush what is in the outbox, close; at most about `deadline_s`."""
+        if not self.started:
+            await self.ledger.aclose()
+            return
+        self.started = False
+        await self.leases.aclose()
+        await self.settler.drain(deadline_s)
+        await self.upkeep.aclose()
+        if self._flushing is not None:
+            await self.flusher.drain(deadline_s)
+            await self._flushing
+        for name in self._loaded:
+            await self.policies.unregister_plugin(name)
+        await self.store.aclose()
+        await self.ledger.aclose()
+
+
+def _lease_options(settings: StoreSettings) -> LeaseOptions | None:
+    if settings.on_store_failure != "leased":
+        return None
+    return LeaseOptions(
+        usd_nanos=to_nanos(settings.lease_usd), requests=settings.lease_requests, tokens=settings.lease_tokens
+    )
+
+
