@@ -88,6 +88,36 @@ class CostTotal:
         return Decimal(self.cost_nanos).scaleb(-9)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScopeTotal:
+    """What was booked on one scope of one root: the counter of a limit on it, in each unit that a limit may have."""
+
+    root: str
+    scope: str
+    cost_nanos: int
+    requests: int
+    tokens: int
+    booked_input_tokens: int
+    booked_output_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedReservation:
+    """How a reservation stands by its entries, as a store that lost its data must remember it.
+
+    `resolution` is `settled`, `released` (also: only parts of it were booked) or `expired`. `known` and `estimated` are what was
+    booked by unit; their sum is all that was booked, and `estimated` is what an expiry guessed and nothing has corrected since.
+    """
+
+    reservation_id: str
+    resolution: str
+    entries: int
+    last_part: int
+    reserved_ms: int
+    known: tuple[tuple[str, int], ...]
+    estimated: tuple[tuple[str, int], ...] = ()
+
+
 @runtime_checkable
 class Ledger(Protocol):
     """Append entries once, sum them; every method may raise `LedgerUnavailableError`."""
@@ -106,6 +136,18 @@ class Ledger(Protocol):
 
     async def recent(self, shard: int, since_booked_ms: int) -> list[tuple[str, int]]:
         """List (reservation id, last part) of reservations with an entry booked since then."""
+
+    async def has(self, reservation_id: str) -> bool:
+        """Tell whether any entry of a reservation is there."""
+
+    async def complete_up_to(self, shard: int, epoch: str, seq: int) -> bool:
+        """Tell whether the shard's entries up to `seq` have all arrived, looking at the last 10,000 of that epoch."""
+
+    async def resolved(self, shard: int, since_booked_ms: int) -> list[ResolvedReservation]:
+        """Sum up the reservations of a shard with an entry booked since then."""
+
+    async def scope_totals(self, shard: int, from_ms: int, until_ms: int | None = None) -> list[ScopeTotal]:
+        """Sum every scope of a shard in one pass, over reservations of `from_ms <= t < until_ms`."""
 
     async def save_limits(self, put: Sequence[Limit], drop: Sequence[tuple[str, str]]) -> None:
         """Keep limits in `principal_budgets`; `drop` names (root, limit_id)."""

@@ -123,7 +123,7 @@ class Flusher(Generic[RecordT]):
         return self.report
 
     async def flush_once(self) -> int:
-        """Move one batch; return how many entries it had.
+        """Move what the outbox gives at once; return how many entries.
 
         Raises `LedgerError` or `StoreError`, and then keeps the batch for the next time.
         """
@@ -132,17 +132,23 @@ class Flusher(Generic[RecordT]):
                 self._taken = await self._take()
             if not self._taken:
                 return 0
-            started = time.perf_counter()
-            entries = [ledger_entry(record) for record in self._taken]
-            new = await self._ledger.append(entries)
-            seconds = time.perf_counter() - started
-            await self._outbox.acknowledge(self._taken)
-            self._taken = []
-            self._flushed += len(entries)
-            self._new_rows += new
-            self._batches += 1
-            self._tell(entries, new, seconds)
-            return len(entries)
+            # An outbox may give a batch of each shard at once: the database gets one batch at a time.
+            moved = len(self._taken)
+            while self._taken:
+                await self._move(self._taken[: self._batch])
+                self._taken = self._taken[self._batch :]
+            return moved
+
+    async def _move(self, records: list[RecordT]) -> None:
+        started = time.perf_counter()
+        entries = [ledger_entry(record) for record in records]
+        new = await self._ledger.append(entries)
+        seconds = time.perf_counter() - started
+        await self._outbox.acknowledge(records)
+        self._flushed += len(entries)
+        self._new_rows += new
+        self._batches += 1
+        self._tell(entries, new, seconds)
 
     @property
     def report(self) -> FlushReport:

@@ -11,10 +11,10 @@ from typing import Any, TypeAlias
 import asyncpg
 
 from sark_mw.errors import LedgerError, LedgerUnavailableError
-from sark_mw.ledger.base import CostFilter, CostTotal, LedgerEntry
+from sark_mw.ledger.base import CostFilter, CostTotal, LedgerEntry, ResolvedReservation, ScopeTotal
 from sark_mw.ledger.postgres_schema import Policies, migrate, schema_version
-from sark_mw.ledger.rows import COLUMNS, LIMIT_COLUMNS, MAX_MS, Row, content_of, limit_of, limit_row, row_of
-from sark_mw.ledger.summary import SUMMED, Spelling, sum_query, total_of
+from sark_mw.ledger.rows import COLUMNS, LIMIT_COLUMNS, MAX_MS, Row, clean_text, content_of, limit_of, limit_row, row_of
+from sark_mw.ledger.summary import COUNTED, LOOK_BACK, SUMMED, Spelling, is_complete, resolved_of, sum_query, total_of
 from sark_mw.limit import Limit
 
 _Connection: TypeAlias = Any  # asyncpg's pool hands out proxies that its own annotations do not cover
@@ -183,6 +183,47 @@ class PostgresLedger:
         async with self._connection() as connection:
             rows = await connection.fetch(sql, shard, min(max(since_booked_ms, 0), MAX_MS))
         return [(name, part) for name, part in rows]
+
+    async def has(self, reservation_id: str) -> bool:
+        """Tell whether any entry of a reservation is there."""
+        async with self._connection() as connection:
+            found = await connection.fetchval(
+                "select exists (select 1 from cost_tracking where reservation_id = $1)", clean_text(reservation_id)
+            )
+        return bool(found)
+
+    async def complete_up_to(self, shard: int, epoch: str, seq: int) -> bool:
+        """Tell whether the shard's entries up to `seq` have all arrived, looking at the last 10,000 of that epoch."""
+        sql = COUNTED.format("$1", "$2", "$3", "$4")
+        async with self._connection() as connection:
+            rows, first = await connection.fetchrow(sql, shard, epoch, seq - LOOK_BACK, seq)
+        return is_complete(seq, rows, first)
+
+    async def resolved(self, shard: int, since_booked_ms: int) -> list[ResolvedReservation]:
+        """Sum up the reservations of a shard with an entry booked since then."""
+        since = _INSTANT.format("$2::bigint")
+        sql = f"""
+            select reservation_id, part, kind, (extract(epoch from reserved_at) * 1000)::bigint, {", ".join(SUMMED)}
+            from cost_tracking where shard = $1
+            and reservation_id in (select reservation_id from cost_tracking where shard = $1 and booked_at >= {since})
+            order by reservation_id, part
+        """  # noqa: S608
+        async with self._connection() as connection:
+            return resolved_of(await connection.fetch(sql, shard, min(max(since_booked_ms, 0), MAX_MS)))
+
+    async def scope_totals(self, shard: int, from_ms: int, until_ms: int | None = None) -> list[ScopeTotal]:
+        """Sum every scope of a shard in one pass, over reservations of `from_ms <= t < until_ms`."""
+        since, until = _INSTANT.format("$2::bigint"), _INSTANT.format("$3::bigint")
+        sql = f"""
+            select root, scope, {", ".join(f"sum({column})" for column in SUMMED)}
+            from cost_tracking cross join lateral (select distinct unnest(scopes) as scope) as each_scope
+            where shard = $1 and reserved_at >= {since} and reserved_at < {until} group by root, scope order by root, scope
+        """  # noqa: S608
+        last = MAX_MS + 1 if until_ms is None else min(max(until_ms, 0), MAX_MS + 1)
+        async with self._connection() as connection:
+            rows = await connection.fetch(sql, shard, min(max(from_ms, 0), MAX_MS), last)
+        sums = ((root, scope, dict(zip(SUMMED, map(int, amounts), strict=True))) for root, scope, *amounts in rows)
+        return [ScopeTotal(root=root, scope=scope, **amounts) for root, scope, amounts in sums]
 
     async def save_limits(self, put: Sequence[Limit], drop: Sequence[tuple[str, str]]) -> None:
         """Keep limits in `principal_budgets`; `drop` names (root, limit_id)."""

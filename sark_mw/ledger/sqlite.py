@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from sark_mw.errors import ConfigurationError, LedgerError, LedgerUnavailableError
-from sark_mw.ledger.base import CostFilter, CostTotal, LedgerEntry
-from sark_mw.ledger.rows import COLUMNS, LIMIT_COLUMNS, SCOPES, Row, content_of, limit_of, limit_row, row_of
+from sark_mw.ledger.base import CostFilter, CostTotal, LedgerEntry, ResolvedReservation, ScopeTotal
+from sark_mw.ledger.rows import COLUMNS, LIMIT_COLUMNS, MAX_MS, SCOPES, Row, clean_text, content_of, limit_of, limit_row, row_of
 from sark_mw.ledger.schema import Migration, migrations
-from sark_mw.ledger.summary import SUMMED, Spelling, sum_query, total_of
+from sark_mw.ledger.summary import COUNTED, LOOK_BACK, SUMMED, Spelling, is_complete, resolved_of, sum_query, total_of
 from sark_mw.limit import Limit
 
 _T = TypeVar("_T")
@@ -106,6 +106,39 @@ class SqliteLedger:
         """List (reservation id, last part) of reservations with an entry booked since then."""
         sql = "select reservation_id, max(part) from cost_tracking where shard = ? and booked_ms >= ? group by 1 order by 1"
         return await self._work(lambda connection: connection.execute(sql, (shard, since_booked_ms)).fetchall())
+
+    async def has(self, reservation_id: str) -> bool:
+        """Tell whether any entry of a reservation is there."""
+        sql = "select exists (select 1 from cost_tracking where reservation_id = ?)"
+        name = (clean_text(reservation_id),)
+        return bool((await self._work(lambda connection: connection.execute(sql, name).fetchone()))[0])
+
+    async def complete_up_to(self, shard: int, epoch: str, seq: int) -> bool:
+        """Tell whether the shard's entries up to `seq` have all arrived, looking at the last 10,000 of that epoch."""
+        sql = COUNTED.format(*"????")
+        asked = (shard, epoch, seq - LOOK_BACK, seq)
+        return is_complete(seq, *await self._work(lambda connection: connection.execute(sql, asked).fetchone()))
+
+    async def resolved(self, shard: int, since_booked_ms: int) -> list[ResolvedReservation]:
+        """Sum up the reservations of a shard with an entry booked since then."""
+        sql = f"""
+            select reservation_id, part, kind, reserved_ms, {", ".join(SUMMED)} from cost_tracking
+            where shard = ? and reservation_id in (select reservation_id from cost_tracking where shard = ? and booked_ms >= ?)
+            order by reservation_id, part
+        """  # noqa: S608
+        asked = (shard, shard, since_booked_ms)
+        return resolved_of(await self._work(lambda connection: connection.execute(sql, asked).fetchall()))
+
+    async def scope_totals(self, shard: int, from_ms: int, until_ms: int | None = None) -> list[ScopeTotal]:
+        """Sum every scope of a shard in one pass, over reservations of `from_ms <= t < until_ms`."""
+        sql = f"""
+            select root, scope, {_SUMS} from cost_tracking join cost_tracking_scopes on entry = id
+            where shard = ? and reserved_ms >= ? and reserved_ms < ? group by root, scope order by root, scope
+        """  # noqa: S608
+        asked = (shard, from_ms, MAX_MS + 1 if until_ms is None else until_ms)
+        rows = await self._work(lambda connection: connection.execute(sql, asked).fetchall())
+        sums = ((root, scope, dict(zip(SUMMED, _joined(halves), strict=True))) for root, scope, *halves in rows)
+        return [ScopeTotal(root=root, scope=scope, **amounts) for root, scope, amounts in sums]
 
     async def save_limits(self, put: Sequence[Limit], drop: Sequence[tuple[str, str]]) -> None:
         """Keep limits in `principal_budgets`; `drop` names (root, limit_id)."""

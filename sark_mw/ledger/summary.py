@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
 
 from sark_mw.errors import ConfigurationError
-from sark_mw.ledger.base import CostFilter, CostTotal
+from sark_mw.ledger.base import CostFilter, CostTotal, ResolvedReservation
 from sark_mw.ledger.rows import MAX_MS, clean_name
 
 #: What a sum may be grouped by: nothing else reaches the SQL.
 GROUPS = frozenset({"principal_id", "resource_id", "capability_id", "provider", "model"})
+#: A column for each unit that a limit may have.
 SUMMED = ("cost_nanos", "requests", "tokens", "booked_input_tokens", "booked_output_tokens")
+_UNITS = ("usd", "requests", "tokens", "input_tokens", "output_tokens")
+#: How far back `complete_up_to` looks: flushers overtake each other by batches, not by more.
+LOOK_BACK = 10_000
+#: Parameters: shard, epoch, above which, up to which; the judge is `is_complete`.
+COUNTED = (
+    "select count(*), min(shard_seq) from cost_tracking where shard = {} and epoch = {} and shard_seq > {} and shard_seq <= {}"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,3 +93,41 @@ def total_of(groups: Sequence[tuple[str, int, tuple[int, ...]]], *, grouped: boo
         rows=sum(rows for _, rows, _ in groups),
         groups=tuple(named) if grouped else (),
     )
+
+
+def is_complete(seq: int, rows: int, first: int | None) -> bool:
+    """Judge by the number of rows and the lowest sequence number among the last `LOOK_BACK` up to `seq`."""
+    return seq == 0 if first is None else rows == seq - first + 1
+
+
+def resolved_of(rows: Iterable[Sequence[Any]]) -> list[ResolvedReservation]:
+    """Fold entries (reservation id, part, kind, reserved_ms, then `SUMMED`), in the order of their parts, into reservations."""
+    return [_fold(name, list(parts)) for name, parts in groupby(rows, key=itemgetter(0))]
+
+
+def _fold(reservation_id: str, parts: Sequence[Sequence[Any]]) -> ResolvedReservation:
+    resolution, known, estimated = "released", [0] * len(_UNITS), [0] * len(_UNITS)
+    for _, _, kind, _, *amounts in parts:
+        if kind == "expire":
+            resolution, estimated = "expired", amounts
+            continue
+        # A correction after an expiry is booked as the difference: with it, what was guessed has become known.
+        known = [sum(each) for each in zip(known, estimated, amounts, strict=True)]
+        estimated = [0] * len(_UNITS)
+        if resolution != "settled":
+            resolution = (
+                "settled" if kind == "settle" else "expired" if resolution == "expired" and kind == "partial" else "released"
+            )
+    return ResolvedReservation(
+        reservation_id=reservation_id,
+        resolution=resolution,
+        entries=len(parts),
+        last_part=parts[-1][1],
+        reserved_ms=int(parts[0][3]),
+        known=_by_unit(known),
+        estimated=_by_unit(estimated),
+    )
+
+
+def _by_unit(amounts: Sequence[int]) -> tuple[tuple[str, int], ...]:
+    return tuple((unit, int(amount)) for unit, amount in zip(_UNITS, amounts, strict=True) if amount)

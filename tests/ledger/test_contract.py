@@ -183,6 +183,82 @@ async def test_recent_reservations_are_those_booked_since(ledger: Ledger) -> Non
     assert await ledger.recent(0, late) == [("res-000001", 2), ("res-000003", 1)]
 
 
+async def test_a_reservation_is_known_once_any_of_its_entries_is_there(ledger: Ledger) -> None:
+    await ledger.append([entry(1, kind="partial")])
+    assert [await ledger.has(name) for name in ("res-000001", "res-000002", "")] == [True, False, False]
+
+
+async def test_a_shard_is_complete_when_no_entry_is_missing_below_the_counter_s_sequence(ledger: Ledger) -> None:
+    assert await ledger.complete_up_to(0, "e1", 0)  # nothing was ever booked
+    assert not await ledger.complete_up_to(0, "e1", 1)
+    await ledger.append([entry(number) for number in (1, 2, 3, 5)])
+    assert [await ledger.complete_up_to(0, "e1", seq) for seq in (1, 3, 4, 5, 6)] == [True, True, False, False, False]
+    await ledger.append([entry(4)])
+    assert await ledger.complete_up_to(0, "e1", 5)
+    # another life of the shard's data begins a million above
+    await ledger.append([entry(n, shard_seq=1_000_000 + n, epoch="e2") for n in (6, 7)])
+    assert await ledger.complete_up_to(0, "e2", 1_000_007)
+    assert not await ledger.complete_up_to(0, "e2", 1_000_008)
+    assert not await ledger.complete_up_to(0, "e3", 2_000_000)
+
+
+async def test_reservations_are_remembered_as_a_store_must_that_lost_its_data(ledger: Ledger) -> None:
+    late = NOON_MS + DAY_MS
+    guessed: dict[str, Any] = {"kind": "expire", "cost_nanos": 900, "estimated": True, "booked_ms": late}
+    await ledger.append(
+        [
+            entry(1, kind="settle", booked_ms=late),
+            entry(2, kind="release", cost_nanos=0, requests=0, tokens=0, booked_ms=late),
+            entry(3, kind="partial", cost_nanos=5, booked_ms=NOON_MS),
+            entry(3, part=2, **guessed),
+            entry(4, **guessed),
+            entry(4, part=2, kind="settle", cost_nanos=-400, requests=0, tokens=0, late=True, booked_ms=late),
+            entry(5, kind="partial", tokens=0, booked_input_tokens=7, booked_ms=late),
+            entry(6),  # booked before
+            entry(7, shard=1, booked_ms=late),
+        ]
+    )
+    found = {one.reservation_id[-1]: one for one in await ledger.resolved(0, late)}
+    assert {name: one.resolution for name, one in found.items()} == {
+        "1": "settled",
+        "2": "released",
+        "3": "expired",
+        "4": "settled",
+        "5": "released",
+    }
+    assert found["1"].known == (("usd", 1000), ("requests", 1), ("tokens", 30))
+    assert (found["2"].known, found["2"].estimated) == ((), ())
+    assert found["3"].known == (("usd", 5), ("requests", 1), ("tokens", 30))
+    assert found["3"].estimated == (("usd", 900), ("requests", 1), ("tokens", 30))
+    assert (found["4"].known[0], found["4"].estimated, found["4"].entries, found["4"].last_part) == (("usd", 500), (), 2, 2)
+    assert found["5"].known == (("usd", 1000), ("requests", 1), ("input_tokens", 7))
+    assert {one.reserved_ms for one in found.values()} == {NOON_MS + number for number in (1, 2, 3, 4, 5)}
+
+
+async def test_every_scope_of_a_shard_is_summed_in_one_pass_as_its_total_is(ledger: Ledger) -> None:
+    await ledger.append(
+        [
+            entry(1, cost_nanos=INT64_MAX),
+            entry(2, cost_nanos=INT64_MAX, scopes=("org:acme", "org:acme")),
+            entry(3, root="other", scopes=("org:acme", "team:ml"), booked_output_tokens=4),
+            entry(4, shard=1),
+            entry(5, scopes=()),
+        ]
+    )
+    found = await ledger.scope_totals(0, 0)
+    assert [(one.root, one.scope, one.cost_nanos, one.booked_output_tokens) for one in found] == [
+        ("acme", "org:acme", 2 * INT64_MAX, 0),
+        ("acme", "user:alice", INT64_MAX, 0),
+        ("other", "org:acme", 1000, 4),
+        ("other", "team:ml", 1000, 4),
+    ]
+    for one in found:
+        total = await ledger.total(CostFilter(root=one.root, scope=one.scope, shard=0))
+        assert (one.cost_nanos, one.requests, one.tokens) == (total.cost_nanos, total.requests, total.tokens)
+    assert [one.scope for one in await ledger.scope_totals(0, NOON_MS + 3, NOON_MS + 4)] == ["org:acme", "team:ml"]
+    assert await ledger.scope_totals(0, NOON_MS + 4) == []
+
+
 async def test_the_daily_view_sums_by_utc_day_principal_and_model(ledger: Ledger, rows: Any) -> None:
     midnight = NOON_MS + DAY_MS // 2
     await ledger.append(
