@@ -221,7 +221,9 @@ def _tombstone(each: RestoredReservation) -> str:
     estimated = dict(each.estimated)
     units = dict.fromkeys([unit for unit, _ in (*each.known, *each.estimated)], 0) | dict(each.known)
     words = [f"{unit}:{amount}:{estimated.get(unit, 0)}" for unit, amount in units.items()]
-    return " ".join([each.resolution, str(each.entries), str(each.entries), str(each.made_ms), *words])
+    # The entry of an expiry is no part of the caller's.
+    last_part = each.entries - 1 if each.resolution == "expired" else each.entries
+    return " ".join([each.resolution, str(last_part), str(each.entries), str(each.made_ms), *words])
 
 
 def _refuse_lost(reply: Sequence[Any]) -> None:
