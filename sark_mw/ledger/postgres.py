@@ -86,8 +86,8 @@ _SPELLING = Spelling(
 _SUMS = ", ".join(f"coalesce(sum({column}), 0)" for column in SUMMED)
 _PUT_LIMIT = f"""
     insert into principal_budgets (limit_id, {", ".join(LIMIT_COLUMNS)}) values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
-    on conflict (root, limit_id) do update set amount = excluded.amount, mode = excluded.mode, since_ms = excluded.since_ms,
-        updated_at = now(), deleted_at = null
+    on conflict (root, limit_id) do update set scope = excluded.scope, amount = excluded.amount, mode = excluded.mode,
+        since_ms = excluded.since_ms, updated_at = now(), deleted_at = null
 """  # noqa: S608
 _DROP_LIMIT = "update principal_budgets set deleted_at = now() where root = $1 and limit_id = $2 and deleted_at is null"
 

@@ -34,8 +34,8 @@ _SPELLING = Spelling(
 _SUMS = ", ".join(f"coalesce(sum({column} >> 32), 0), coalesce(sum({column} & 4294967295), 0)" for column in SUMMED)
 _PUT_LIMIT = f"""
     insert into principal_budgets (limit_id, {", ".join(LIMIT_COLUMNS)}) values ({", ".join("?" * (len(LIMIT_COLUMNS) + 1))})
-    on conflict (root, limit_id) do update set amount = excluded.amount, mode = excluded.mode, since_ms = excluded.since_ms,
-        updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), deleted_at = null
+    on conflict (root, limit_id) do update set scope = excluded.scope, amount = excluded.amount, mode = excluded.mode,
+        since_ms = excluded.since_ms, updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), deleted_at = null
 """  # noqa: S608
 _DROP_LIMIT = """
     update principal_budgets set deleted_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')

@@ -164,6 +164,23 @@ async def test_a_malformed_entry_is_booked_and_a_poisoned_one_does_not_block_the
     assert json.loads(rejected["content"])["cost_nanos"] == 2**70
 
 
+class SurgingOutbox(ListOutbox):
+    """An outbox that gives more than was asked for, as one of many shards does."""
+
+    async def read(self, consumer: str, count: int) -> list[OutboxEntry]:
+        return await super().read(consumer, 16 * count)
+
+
+async def test_what_many_shards_give_at_once_reaches_the_database_batch_by_batch(ledger: Ledger) -> None:
+    outbox, heard = SurgingOutbox(), Heard()
+    outbox.add(90)
+    flusher = Flusher(outbox, ledger, batch=10, events=heard)
+    assert await flusher.flush_once() == 90
+    assert heard.rows == [10] * 9
+    assert await outbox.backlog() == 0
+    await asyncio.gather(*heard.tasks)
+
+
 async def test_run_moves_what_comes_while_it_runs_and_ends_when_told(ledger: Ledger) -> None:
     outbox, heard = ListOutbox(), Heard()
     flusher = Flusher(outbox, ledger, interval_s=0.01, batch=10, events=heard)
