@@ -10,7 +10,7 @@ import pytest
 
 from sark_mw.usage import Usage
 from sark_mw.wire.base import Operation
-from sark_mw.wire.encoding import MAX_DECODED_BYTES, decoder_for, readable_encodings
+from sark_mw.wire.encoding import MAX_DECODED_BYTES, UndecodableError, decoder_for, readable_encodings
 from tests.wire.serving import passed, pieces
 from tests.wire.streams import CHAT_MEANS, CHAT_USAGE, GEMINI_LAST, GEMINI_MEANS, JSON, MESSAGE_MEANS, call, tap_of
 
@@ -134,6 +134,11 @@ def test_a_decompression_bomb_is_not_unpacked(coding: str) -> None:
     decoder = decoder_for(headers)
     assert decoder is not None
     assert max(len(piece) for piece in decoder.feed(bomb[: len(bomb) // 2])) <= 2 * 1024 * 1024
+    whole = decoder_for(headers)
+    assert whole is not None
+    with pytest.raises(UndecodableError, match="decodes to more than"):
+        for _piece in whole.feed(bomb):
+            pass
     tap = tap_of(call("openai", Operation.CHAT, stream=False), headers=headers)
     assert passed(tap, [bomb]) == bomb and tap.usage is None
 
