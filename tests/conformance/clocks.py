@@ -68,8 +68,8 @@ class RealClock:
     async def advance(self, ms: int) -> None:
         """Ask the server for its time until it is late enough; for leases of milliseconds only."""
         assert ms <= 500, "nobody waits that long: ask for `moving_books`"
-        end = (await self._store.balance("clock", ())).at_ms + ms
-        while (await self._store.balance("clock", ())).at_ms < end:
+        end = (await self._store.limits("clock")).at_ms + ms
+        while (await self._store.limits("clock")).at_ms < end:
             await asyncio.sleep(0.002)
 
     def step(self, ms: int) -> None:

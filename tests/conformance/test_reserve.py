@@ -258,7 +258,7 @@ async def test_no_counter_goes_past_the_largest_total_even_where_nothing_limits_
     question = replace(question, lines=(line,))
     replies = await asyncio.gather(*(books.store.reserve(anew(question, f"r{n}")) for n in range(1030)))
     fit = MAX_LIMIT_NANOS // MAX_HOLD
-    assert [reply.admitted for reply in replies] == [True] * fit + [False] * (1030 - fit)
+    assert sum(reply.admitted for reply in replies) == fit
     (balance,) = (await books.store.balance(ROOT, (line,))).balances
     assert balance.held == fit * MAX_HOLD
 
