@@ -14,8 +14,9 @@
 -- ARGV[1] retention_ms
 -- ARGV[2] shard
 -- ARGV[3] n_items, and per item: id root part kind made_ms amounts lines line_texts estimated entry
---   line_texts: the lines as a record has them; kind: settle, partial or release; amounts: words unit:amount, all that the reservation has cost so far
---   (so that a part that overtakes another loses nothing); a release without amounts leaves what is known
+--   kind: settle, partial or release; line_texts: the lines as a record has them
+--   amounts: words unit:amount, all that the reservation has cost so far (so that a part that overtakes another loses
+--   nothing); a release without amounts leaves what is known
 -- Returns {code, now_ms, epoch, swept, {answer per item}}
 --   code ok: answers are
 --     settled, released, held, repeated <settled|released|held>, forgotten, out_of_range,

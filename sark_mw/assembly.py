@@ -77,7 +77,6 @@ def make_estimators(settings: PricingSettings, own: Mapping[str, CostEstimator] 
     ]
     options = PricingOptions(
         overrides=overrides,
-        on_unknown_model=settings.on_unknown_model,
         default_max_output_tokens=settings.default_max_output_tokens,
         max_output_tokens_cap=settings.max_output_tokens_cap,
     )
