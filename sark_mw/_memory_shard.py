@@ -5,9 +5,10 @@ from __future__ import annotations
 import secrets
 from collections import Counter as Sums
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from sark_mw._memory_counters import Counters
+from sark_mw._memory_records import Hold, Tombstone, remembered
 from sark_mw.limit import Limit
 from sark_mw.reservation import (
     MAX_LEASE_MS,
@@ -24,39 +25,6 @@ from sark_mw.reservation import (
 from sark_mw.store.base import OutboxEntry, RestoredCounter, RestoredReservation
 
 _ENDED = {Resolution.SETTLE: Outcome.SETTLED, Resolution.RELEASE: Outcome.RELEASED}
-
-
-@dataclass(slots=True)
-class Hold:
-    """A live reservation. Amounts by unit: `remaining` is held, `known` is booked by partial settles so far."""
-
-    root: str
-    made_ms: int
-    lease_ends_ms: int
-    lines: tuple[Line, ...]
-    entry: str
-    remaining: dict[str, int]
-    expected: dict[str, int]
-    known: dict[str, int]
-    last_part: int = 0
-    entries: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tombstone:
-    """What is remembered of a resolved reservation.
-
-    By unit, `known` is the cost that settles stated and `estimated` what its expiry booked beyond it. `lines` are those a
-    correction goes to; None where only the next call can name them.
-    """
-
-    resolution: Outcome
-    last_part: int
-    entries: int
-    made_ms: int
-    known: Mapping[str, int] = field(default_factory=dict)
-    estimated: Mapping[str, int] = field(default_factory=dict)
-    lines: tuple[Line, ...] | None = None
 
 
 class Shard:
@@ -189,7 +157,7 @@ class Shard:
         for counter in counters:
             self._counters.restore(counter.line, counter.spent, now)
             self._ledger_sums[counter.line.counter] += counter.spent
-        self._done = {each.reservation_id: _remembered(each) for each in resolved}
+        self._done = {each.reservation_id: remembered(each) for each in resolved}
         self._done_before, self._done_since_ms = {}, now
         self.seq, self.version, self.epoch = last_seq, 1, secrets.token_hex(8)
 
@@ -385,16 +353,3 @@ class Shard:
             self._done_since_ms = now  # the clock went back: the generation begins anew, but forgets nothing
         elif now - self._done_since_ms > self._retention_ms:
             self._done_before, self._done, self._done_since_ms = self._done, {}, now
-
-
-def _remembered(each: RestoredReservation) -> Tombstone:
-    resolution = Outcome(each.resolution)
-    return Tombstone(
-        resolution=resolution,
-        # An expiry made an entry, yet was no part of the caller's.
-        last_part=each.entries - 1 if resolution == Outcome.EXPIRED else each.entries,
-        entries=each.entries,
-        made_ms=each.made_ms,
-        known=dict(each.known),
-        estimated=dict(each.estimated),
-    )

@@ -101,10 +101,12 @@ def period_of(window: str, timezone: str, at_ms: int) -> Period:
     if window == "total":
         return Period(name="total", starts_ms=0, ends_ms=0)
     if window in ("minute", "hour"):
-        # Whole minutes and hours of the zone's offset from UTC, so that they neither repeat nor stretch.
+        # Whole minutes and hours of the zone's standard offset from UTC, so that they neither repeat nor stretch,
+        # not even on Lord Howe Island, where summer time is half an hour.
         width = 60_000 if window == "minute" else 3_600_000
-        offset = _zone(timezone).utcoffset(datetime.fromtimestamp(at_ms // 1000, UTC).astimezone(_zone(timezone)))
-        shift = round((offset or timedelta()).total_seconds() * 1000) % width
+        local = datetime.fromtimestamp(at_ms // 1000, UTC).astimezone(_zone(timezone))
+        offset = (local.utcoffset() or timedelta()) - (local.dst() or timedelta())
+        shift = round(offset.total_seconds() * 1000) % width
         start = (at_ms + shift) // width * width - shift
         stamp = datetime.fromtimestamp(start / 1000, UTC).strftime("%Y-%m-%dT%H:%MZ")
         return Period(name=stamp, starts_ms=start, ends_ms=start + width)
@@ -195,10 +197,13 @@ class Limit:
 def clean_scope(scope: str) -> str:
     """Make a scope safe for counter names, without two scopes ever meeting in one name.
 
-    Whitespace, control characters, `|` and `%` become the `%XX` of their UTF-8 bytes; beyond 200 characters a digest stands for the rest.
+    Whitespace, control characters, `|` and `%` become the `%XX` of their UTF-8 bytes; beyond 200 characters a digest
+    stands for the rest.
     """
     safe = "".join(c if c.isprintable() and not c.isspace() and c not in "|%" else _percent(c) for c in scope)
-    return safe if len(safe) <= 200 else f"{safe[:160]}%~{blake2b(scope.encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()}"
+    if len(safe) <= 200:
+        return safe
+    return f"{safe[:160]}%~{blake2b(scope.encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()}"
 
 
 def _percent(char: str) -> str:

@@ -38,19 +38,19 @@ def to_nanos(amount: Decimal | int | str) -> int:
     """Convert dollars to nanos, rounding up; negative amounts and amounts over $9.2 billion raise `MoneyError`."""
     value = to_decimal(amount)
     if value < 0:
-        raise MoneyError(f"an amount must not be negative: {amount}")
+        raise MoneyError(f"an amount must not be negative: {value:.12g}")
     if value.adjusted() > 10:
-        raise MoneyError(f"an amount must not exceed {from_nanos(MAX_LIMIT_NANOS)} USD: {amount}")
+        raise MoneyError(f"an amount must not exceed {from_nanos(MAX_LIMIT_NANOS)} USD: {value:.12g}")
     nanos = ceil_nanos(_EXACT.multiply(value, Decimal(NANOS_PER_USD)))
     if nanos > MAX_LIMIT_NANOS:
-        raise MoneyError(f"an amount must not exceed {from_nanos(MAX_LIMIT_NANOS)} USD: {amount}")
+        raise MoneyError(f"an amount must not exceed {from_nanos(MAX_LIMIT_NANOS)} USD: {value:.12g}")
     return nanos
 
 
 def from_nanos(nanos: int) -> Decimal:
     """Convert nanos (any sign) to dollars, exactly, without trailing zeros beyond the cents."""
     sign, whole = (-1, -nanos) if nanos < 0 else (1, nanos)
-    value = Decimal(whole).scaleb(-9, _EXACT) * sign
+    value = _EXACT.multiply(Decimal(whole).scaleb(-9, _EXACT), Decimal(sign))
     cents = value.quantize(Decimal("0.01"), context=_EXACT)
     return cents if cents == value else value.normalize(_EXACT)
 
