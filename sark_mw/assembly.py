@@ -105,7 +105,10 @@ def make_instrumentation(
 
 
 async def load_plugins(manager: PolicyPluginManager, settings: PolicySettings) -> list[str]:
-    """Load the plugins that the settings name and return their names; raises `ConfigurationError` naming the one that does not load."""
+    """Load the plugins that the settings name and return their names.
+
+    Raises `ConfigurationError` with the file of the one that does not load.
+    """
     loaded = []
     for plugin in settings.plugins:
         path = builtin_plugin_path(plugin.name) if plugin.name else plugin.path

@@ -255,9 +255,7 @@ class Enforcer:
         )
 
     def _give_back(self, root: str, reservation_id: str) -> None:
-        self._settler.submit(
-            Settle(reservation_id=reservation_id, root=root, lines=(), amounts=(), kind=Resolution.RELEASE)
-        )
+        self._settler.submit(Settle(reservation_id=reservation_id, root=root, lines=(), amounts=(), kind=Resolution.RELEASE))
 
     def _note(
         self,

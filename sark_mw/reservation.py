@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ from sark_mw.limit import ROLLING_BUCKETS, Limit, Mode
 from sark_mw.money import MAX_HOLD
 
 UNLIMITED = -1
+_ID = re.compile(r"[!-~]{1,200}")
 #: The longest lease: a hold further ahead than twice this was made by a clock that was wrong.
 MAX_LEASE_MS = 86_400_000
 
@@ -49,8 +51,8 @@ def _check_amount(unit: str, amount: int) -> None:
 
 
 def _check_words(reservation_id: str, entry: str) -> None:
-    if not reservation_id or len(reservation_id) > 200 or not reservation_id.isascii() or not reservation_id.isprintable() or " " in reservation_id:
-        raise ValueError(f"a reservation id must be printable ASCII without spaces: {reservation_id!r}")
+    if not _ID.fullmatch(reservation_id):
+        raise ValueError(f"a reservation id must be 1 to 200 printable ASCII characters without spaces: {reservation_id!r}")
     if not entry.startswith("{") or "\n" in entry:
         raise ValueError("a ledger entry must be a JSON object on one line")
 
@@ -60,7 +62,8 @@ class Line:
     """One limit as one request touches it: a counter in one period.
 
     `amount` in the unit's integer (nanos for usd), `UNLIMITED` counts without refusing. `starts_ms <= now < ends_ms` must hold
-    by the server's clock when it is reserved (`ends_ms` 0: never ends). `rolling_ms` > 0 makes it a rolling window. `options` is a word kept for kinds of limits to come.
+    by the server's clock when it is reserved (`ends_ms` 0: never ends). `rolling_ms` > 0 makes it a rolling window. `options`
+    is a word kept for kinds of limits to come.
     """
 
     counter: str
@@ -98,9 +101,10 @@ class Need:
 class Reserve:
     """Ask for a hold of every need on every line of its unit, all or nothing.
 
-    `lease_ms` 0 books the needs at once, without a hold (with `entry` "{}" without a ledger entry either: for rate limits, not for
-    usd); at most `MAX_LEASE_MS`. `made_ms` above 0 is that of a hold which the store lost: it is held again whatever the limits say. `entry` is a JSON object without newlines that goes into the ledger
-    if the hold expires. `version` and `epoch` are those of the `LimitTable` that `lines` were made from.
+    `lease_ms` is at most `MAX_LEASE_MS`; 0 books the needs at once, without a hold (with `entry` "{}" without a ledger entry
+    either: for rate limits, not for usd). `made_ms` above 0 is that of a hold which the store lost: it is held again whatever
+    the limits say. `entry` is a JSON object without newlines that goes into the ledger if the hold expires. `version` and
+    `epoch` are those of the `LimitTable` that `lines` were made from.
     """
 
     reservation_id: str
@@ -139,10 +143,11 @@ class Balance:
 class ReserveReply:
     """The answer to a reserve.
 
-    `made_ms` is when the reservation was made (for a repeated one: then, not now). `outcome` is HELD (or BOOKED for a lease of 0), EXCEEDS_LIMIT, WRONG_PERIOD (look at `at_ms`, the server's clock), STALE_LIMITS,
-    or the resolution (SETTLED, RELEASED, EXPIRED) of a reservation that was made and resolved before. `repeated`: it had
-    been answered before. `balances` are those after the decision, in the order of the lines; `exceeded` are indices into
-    them: the enforced limits that refused; `shadowed`: the shadow limits that would have.
+    `outcome` is HELD (or BOOKED for a lease of 0), EXCEEDS_LIMIT, WRONG_PERIOD (look at `at_ms`, the server's clock),
+    STALE_LIMITS, or the resolution (SETTLED, RELEASED, EXPIRED) of a reservation that was made and resolved before.
+    `made_ms` is when the reservation was made (for a repeated one: then, not now). `repeated`: it had been answered before.
+    `balances` are those after the decision, in the order of the lines; `exceeded` are indices into them: the enforced limits
+    that refused; `shadowed`: the shadow limits that would have.
     """
 
     reservation_id: str
@@ -164,10 +169,10 @@ class ReserveReply:
 class Settle:
     """Book `amounts` (unit, integer: all that the reservation has cost so far) and, unless PARTIAL, end the reservation.
 
-    `part` numbers the caller's settles of this reservation from 1; a repeated or lower number changes nothing, and since amounts are
-    cumulative a part that overtakes another loses nothing. A RELEASE without amounts books nothing more. `made_ms` is
-    that of the reserve's answer, `lines` are the reserve's: with both, a settle whose reservation is gone from
-    the store is still booked, in the period it belongs to.
+    `part` numbers the caller's settles of this reservation from 1; a repeated or lower number changes nothing, and since
+    amounts are cumulative a part that overtakes another loses nothing. A RELEASE without amounts books nothing more. `made_ms`
+    is that of the reserve's answer, `lines` are the reserve's: with both, a settle whose reservation is gone from the store
+    is still booked, in the period it belongs to.
     """
 
     reservation_id: str
@@ -190,9 +195,9 @@ class Settle:
 class SettleReply:
     """The answer to a settle or release.
 
-    `outcome`: SETTLED or RELEASED (done, now or before: `repeated`), HELD after a PARTIAL, FORGOTTEN (too old to be booked safely: look in the
-    ledger), OUT_OF_RANGE. `late`: the reservation had expired or been released before, so the entry is a correction.
-    `overrun` is what was booked above the hold, per unit.
+    `outcome`: SETTLED or RELEASED (done, now or before: `repeated`), HELD after a PARTIAL, FORGOTTEN (too old to be booked
+    safely: look in the ledger), OUT_OF_RANGE. `late`: the reservation had expired or been released before, so the entry is a
+    correction. `overrun` is what was booked above the hold, per unit.
     """
 
     reservation_id: str

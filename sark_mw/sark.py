@@ -79,7 +79,8 @@ class Sark:
     async def start(self) -> None:
         """Connect, migrate, begin or rebuild the store, set the settings' limits, start the tasks; once for all who call.
 
-        Raises `ConfigurationError`, `StoreUnavailableError` or `LedgerUnavailableError`: a gateway that cannot decide does not start.
+        Raises `ConfigurationError`, `StoreUnavailableError` or `LedgerUnavailableError`: a gateway that cannot decide does
+        not start.
         """
         if self._starting is None:
             self._starting = asyncio.ensure_future(self._start())
@@ -189,8 +190,4 @@ class Sark:
 def _lease_options(settings: StoreSettings) -> LeaseOptions | None:
     if settings.on_store_failure != "leased":
         return None
-    return LeaseOptions(
-        usd_nanos=to_nanos(settings.lease_usd), requests=settings.lease_requests, tokens=settings.lease_tokens
-    )
-
-
+    return LeaseOptions(usd_nanos=to_nanos(settings.lease_usd), requests=settings.lease_requests, tokens=settings.lease_tokens)

@@ -8,7 +8,7 @@ from pathlib import Path
 from luaparser import ast, astnodes
 
 LUA = Path(__file__).parent.parent / "lua"
-GLOBALS = {"redis", "KEYS", "ARGV", "cjson", "math", "string", "table", "tonumber", "tostring", "ipairs", "pairs", "unpack", "type"}
+GLOBALS = {"redis", "KEYS", "ARGV", "cjson", "math", "string", "table", "tonumber", "ipairs", "pairs", "unpack"}
 
 
 def names(node: astnodes.Node) -> list[astnodes.Name]:
@@ -35,7 +35,8 @@ def declared(tree: astnodes.Node) -> list[str]:
 
 def lint(path: Path, source: str, *, include: bool) -> list[str]:
     """Return what is wrong with one file; `source` has its includes in place."""
-    found = [f"{path.name}:{n}: over 150 characters" for n, line in enumerate(path.read_text().splitlines(), 1) if len(line) > 150]
+    lines = enumerate(path.read_text().splitlines(), 1)
+    found = [f"{path.name}:{n}: over 150 characters" for n, line in lines if len(line) > 150]
     try:
         tree = ast.parse(source)
     except ast.SyntaxException as error:

@@ -33,9 +33,9 @@ class StoreBudgets:
     async def get_budget_status(self, principal_id: str) -> BudgetFigures | None:
         """Return the figures, or None for a principal without a daily or monthly budget."""
         layout = await self._tables.layout(self._root, (principal_id,))
-        lines = [
-            line for line in layout.lines if line.unit == Unit.USD and line.limit and line.limit.window in ("day", "month") and line.enforce
-        ]
+        windows = ("day", "month")
+        budgets = [line for line in layout.lines if line.unit == Unit.USD and line.enforce]
+        lines = [line for line in budgets if line.limit is not None and line.limit.window in windows]
         if not lines:
             return None
         snapshot = await self._store.balance(self._root, lines)

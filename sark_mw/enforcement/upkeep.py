@@ -119,5 +119,3 @@ class Upkeep:
             if reply.outcome not in (Outcome.FORGOTTEN, Outcome.OUT_OF_RANGE):
                 await self._journal.remove(settle)
         self._instrumentation.journal_measured(len(self._journal))
-
-

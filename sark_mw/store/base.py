@@ -29,8 +29,9 @@ class LimitTable:
 class OutboxEntry:
     """One ledger entry as the scripts append it: see docs/architecture.md, "The outbox".
 
-    `booked` is signed (a correction may be negative) in each unit's integer. `reserved_ms` decides the period; `(reservation_id, part)`
-    is unique. `shard_seq` counts the entries of one shard without gaps, across restarts of the database. `entry_json` is the caller's.
+    `booked` is signed (a correction may be negative) in each unit's integer. `reserved_ms` decides the period;
+    `(reservation_id, part)` is unique. `shard_seq` counts the entries of one shard and epoch without gaps. `entry_json` is
+    the caller's.
     """
 
     stream_id: str

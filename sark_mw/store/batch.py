@@ -35,10 +35,12 @@ class Batch(Generic[Request, Reply]):
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []
         for start in range(0, len(waiting), self._most):
-            group = waiting[start : start + self._most]
-            task = asyncio.ensure_future(self._send([request for request, _ in group]))
-            self._tasks.add(task)
-            task.add_done_callback(lambda done, group=group: self._deliver(done, group))  # type: ignore[misc]
+            self._start(waiting[start : start + self._most])
+
+    def _start(self, group: list[tuple[Request, asyncio.Future[Reply]]]) -> None:
+        task = asyncio.ensure_future(self._send([request for request, _ in group]))  # noqa: RUF006  # kept in _tasks
+        self._tasks.add(task)
+        task.add_done_callback(lambda done: self._deliver(done, group))
 
     def _deliver(self, task: asyncio.Future[Sequence[Reply]], group: list[tuple[Request, asyncio.Future[Reply]]]) -> None:
         self._tasks.discard(task)

@@ -47,7 +47,9 @@ class Commands:
         self.observer = observer
         self._wait = (wait_replicas, wait_timeout_ms)
 
-    async def script(self, name: str, keys: Sequence[str], args: Sequence[str | int], *, items: int = 1, durable: bool = False) -> Any:
+    async def script(
+        self, name: str, keys: Sequence[str], args: Sequence[str | int], *, items: int = 1, durable: bool = False
+    ) -> Any:
         """Run a script; `durable` waits for replicas where the settings ask for it. Raises `StoreUnavailableError`."""
         script = load_script(name)
 

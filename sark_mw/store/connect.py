@@ -57,9 +57,7 @@ async def open_store(url: str, options: StoreOptions | None = None, **changes: A
     observer = chosen.observer
     breaker = Breaker(threshold=chosen.breaker_threshold, cooldown_s=chosen.breaker_cooldown_s)
     if observer is not None:
-        breaker = Breaker(
-            threshold=chosen.breaker_threshold, cooldown_s=chosen.breaker_cooldown_s, on_change=observer.on_breaker
-        )
+        breaker = Breaker(threshold=chosen.breaker_threshold, cooldown_s=chosen.breaker_cooldown_s, on_change=observer.on_breaker)
     commands = Commands(
         client,
         deadline_s=chosen.deadline_s,
@@ -68,9 +66,7 @@ async def open_store(url: str, options: StoreOptions | None = None, **changes: A
         wait_replicas=chosen.wait_replicas,
         wait_timeout_ms=chosen.wait_timeout_ms,
     )
-    return RedisStore(
-        commands, shards=chosen.shards, prefix=chosen.prefix, retention_ms=chosen.retention_ms, close=close
-    )
+    return RedisStore(commands, shards=chosen.shards, prefix=chosen.prefix, retention_ms=chosen.retention_ms, close=close)
 
 
 async def _connect(url: str, options: StoreOptions) -> tuple[Any, Close]:
@@ -95,7 +91,8 @@ async def _connect(url: str, options: StoreOptions) -> tuple[Any, Close]:
             return _sentinel(url, options)
     except (ValueError, TypeError) as error:
         raise ConfigurationError(f"the store URL cannot be used: {error}") from error
-    raise ConfigurationError(f"unknown store URL scheme {scheme!r}: memory, embedded, redis, rediss, unix, redis+cluster, redis+sentinel")
+    known = "memory, embedded, redis, rediss, unix, redis+cluster, redis+sentinel"
+    raise ConfigurationError(f"unknown store URL scheme {scheme!r}: one of {known}")
 
 
 def _memory(url: str) -> tuple[Any, Close]:

@@ -11,7 +11,6 @@ from sark_mw.store.base import OutboxEntry
 from sark_mw.store.commands import Commands
 from sark_mw.store.keys import GROUP, ShardKeys
 
-
 # Redis says it to XGROUP CREATE; fakeredis says it to XREADGROUP too.
 _NO_STREAM = "requires the key to exist"
 
@@ -104,8 +103,8 @@ def _messages(reply: Any) -> Iterable[tuple[str, dict[str, str]]]:
     found = []
     for _, messages in pairs:
         for message in messages[0] if messages and isinstance(messages[0], list) else messages:
-            if message[1]:
-                found.append((message[0], message[1]))
+            # A message that was deleted while it was taken has no fields.
+            found += [(message[0], message[1])] if message[1] else []
     return found
 
 

@@ -45,7 +45,9 @@ SWEEP_MAX = 64
 class RedisStore(RedisOutbox):
     """Implements `ReservationStore`, `Outbox` and `RestorableStore`; open one with `sark_mw.store.connect.open_store`."""
 
-    def __init__(self, commands: Commands, *, shards: int, prefix: str, retention_ms: int, close: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, commands: Commands, *, shards: int, prefix: str, retention_ms: int, close: Callable[[], Awaitable[None]]
+    ) -> None:
         self.shards = shards
         self.retention_ms = retention_ms
         self._keys = [shard_keys(prefix, shard) for shard in range(shards)]
@@ -145,9 +147,7 @@ class RedisStore(RedisOutbox):
             shard=shard,
             seq=int(seq),
             epoch=epoch,
-            balances=tuple(
-                Balance(line=line, spent=int(s), held=int(h)) for line, s, h in zip(lines, spent, held, strict=True)
-            ),
+            balances=tuple(Balance(line=line, spent=int(s), held=int(h)) for line, s, h in zip(lines, spent, held, strict=True)),
         )
 
     async def sweep(self, shard: int | None = None) -> int:
@@ -229,5 +229,3 @@ def _tombstone(each: RestoredReservation) -> str:
 def _refuse_lost(reply: Sequence[Any]) -> None:
     if reply[0] == "no_epoch":
         raise StoreDataLostError("the store has no data for this shard: it was never begun, or lost it")
-
-
