@@ -4,6 +4,7 @@ SarkError
 ├── ConfigurationError        settings, limits or wiring that cannot work; raised at start
 ├── MoneyError                an amount that is no amount (also a ValueError)
 ├── InvalidRequestError       the caller's request is malformed: answered with 400 in its dialect
+├── RefusedError              `Sark.reserve` was refused; carries the refusal
 ├── CostEstimationError       an estimator could not price a request
 ├── PolicyEvaluationError     a policy could not be evaluated
 ├── StoreError
@@ -12,7 +13,7 @@ SarkError
 └── LedgerError
     └── LedgerUnavailableError the ledger database did not answer
 
-Expected outcomes (a refusal, a repeated settle) are values, never exceptions.
+Expected outcomes (a refusal, a repeated settle) are values inside; only `Sark.reserve`, which has nothing to return, raises one.
 """
 
 from __future__ import annotations
@@ -36,6 +37,15 @@ class InvalidRequestError(SarkError):
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+
+class RefusedError(SarkError):
+    """A reservation outside HTTP was refused; `refusal` says by what, `kind` in one word (`budget`, `rate_limit`, `policy` …)."""
+
+    def __init__(self, message: str, kind: str, refusal: object) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.refusal = refusal
 
 
 class CostEstimationError(SarkError):

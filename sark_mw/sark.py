@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from sark_mw.assembly import (
@@ -14,6 +14,7 @@ from sark_mw.assembly import (
     make_prometheus,
     make_store,
 )
+from sark_mw.direct import DirectReservation, GivenEstimate, Money
 from sark_mw.enforcement.budgets import StoreBudgets
 from sark_mw.enforcement.drift import Drift
 from sark_mw.enforcement.journal import Journal
@@ -23,18 +24,20 @@ from sark_mw.enforcement.recovery import Recovery
 from sark_mw.enforcement.settler import Settler
 from sark_mw.enforcement.tables import LimitTables, ServerClock
 from sark_mw.enforcement.upkeep import Upkeep, UpkeepOptions
-from sark_mw.enforcer import Enforcer, EnforcerOptions
-from sark_mw.errors import SarkError
+from sark_mw.enforcer import Enforcer, EnforcerOptions, Invocation
+from sark_mw.errors import ConfigurationError, RefusedError, SarkError
 from sark_mw.instrumentation.base import Instrumentation
 from sark_mw.ledger import Flusher
 from sark_mw.ledger.base import Ledger
 from sark_mw.money import to_nanos
 from sark_mw.policy.base import PolicyServices
 from sark_mw.policy.manager import PolicyPluginManager
-from sark_mw.pricing.base import CostEstimator
+from sark_mw.pricing.base import CostEstimator, InvocationRequest
+from sark_mw.reservation import new_reservation_id
 from sark_mw.settings import AnySettings, StoreSettings, as_settings
 from sark_mw.store.base import OutboxEntry
 from sark_mw.store.redis_store import RedisStore
+from sark_mw.wire.base import Refusal
 
 
 class Sark:
@@ -103,6 +106,52 @@ class Sark:
             self._flushing = asyncio.ensure_future(self.flusher.run())
         self.upkeep.start()
         self.started = True
+
+    @asynccontextmanager
+    async def reserve(
+        self,
+        *,
+        principal: str,
+        scopes: Sequence[str] = (),
+        estimate: Money | None = None,
+        provider: str | None = None,
+        request: Mapping[str, object] | None = None,
+        root: str | None = None,
+        capability: str = "direct",
+        resource: str | None = None,
+        metadata: Mapping[str, object] | None = None,
+    ) -> AsyncIterator[DirectReservation]:
+        """Hold what a call may cost; leaving the block without a settle releases it, a crash lets it expire.
+
+        The cost is either `estimate` (a ceiling in dollars, or a `CostEstimate`) or that of `request`, the body that goes to
+        `provider` ("openai", "anthropic", or an estimator of your own). Raises `RefusedError`, or `ConfigurationError` for neither.
+        """
+        estimator = self._estimator(estimate, provider)
+        settings = self.settings.principal
+        invocation = Invocation(
+            request=InvocationRequest(capability, principal, dict(request or {}), resource_id=resource),
+            estimator=estimator,
+            root=root or settings.root,
+            scopes=tuple(dict.fromkeys((principal, *scopes, *settings.default_scopes))),
+            request_id=new_reservation_id(),
+            metadata=metadata,
+        )
+        admission = await self.enforcer.admit(invocation)
+        if isinstance(admission, Refusal):
+            raise RefusedError(admission.message, admission.kind, admission)
+        reservation = DirectReservation(admission, estimator)
+        try:
+            yield reservation
+        finally:
+            if not reservation.resolved:
+                reservation.release()
+
+    def _estimator(self, estimate: Money | None, provider: str | None) -> CostEstimator:
+        if estimate is not None:
+            return GivenEstimate(estimate)
+        if provider not in self.estimators:
+            raise ConfigurationError(f"reserve needs an estimate, or a provider of {', '.join(self.estimators)} and its request")
+        return self.estimators[provider]
 
     def _compose(self) -> None:
         settings, store = self.settings, self.store

@@ -66,7 +66,8 @@ def _shown(unit: str, amount: int) -> Decimal | int:
 
 def _sentence(balance: Balance, need: int) -> str:
     line = balance.line
-    amount, spent, held, needed = (_shown(line.unit, n) for n in (line.amount, balance.spent, balance.held, need))
+    figures = (line.amount, balance.spent, balance.held, need)
+    amount, spent, held, needed = (f"{from_nanos(n):f}" if line.unit == Unit.USD else str(n) for n in figures)
     window = f" per {line.limit.window}" if line.limit and line.limit.window != "total" else ""
     what = "budget" if line.unit == Unit.USD else f"{line.unit.replace('_', ' ')} limit"
     return (

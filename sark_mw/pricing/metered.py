@@ -59,6 +59,10 @@ class MeteredEstimator(CostEstimator):
     def _read_usage(self, usage: Json) -> Usage | None:
         """Read a provider's usage object; None where it says nothing."""
 
+    def read_usage(self, usage: Json) -> Usage | None:
+        """Read the usage object of this provider's response; None where it is none."""
+        return self._read_usage(usage)
+
     def estimate(self, request: InvocationRequest, resource_metadata: Json) -> Estimate:
         """Estimate a request: at most this much, probably that much.
 

@@ -1,0 +1,86 @@
+"""Enforcement without HTTP, for workers, agents and jobs: hold, call the provider, settle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+from sark_mw.enforcement.admission import Admission, Spent
+from sark_mw.errors import CostEstimationError
+from sark_mw.money import to_nanos
+from sark_mw.pricing.base import CostEstimate, CostEstimator, Estimate, InvocationRequest, Json, Meter
+from sark_mw.pricing.metered import MeteredEstimator
+from sark_mw.usage import Usage
+
+#: What an estimate, or a cost, may be given as: dollars, or a `CostEstimate`.
+Money = Decimal | int | str | CostEstimate
+
+
+class GivenEstimate(CostEstimator):
+    """An estimator for one request whose cost the caller knows: a ceiling in dollars."""
+
+    def __init__(self, estimate: Money) -> None:
+        self._estimate = estimate if isinstance(estimate, CostEstimate) else CostEstimate(Decimal(estimate))
+
+    @property
+    def provider_name(self) -> str:
+        """Name the provider of the estimate."""
+        return self._estimate.provider or "direct"
+
+    async def estimate_cost(self, request: InvocationRequest, resource_metadata: Json) -> CostEstimate:
+        """Return what was given."""
+        return self._estimate
+
+
+class DirectReservation:
+    """A hold of one call outside HTTP; settle it once, or leave the block to release it."""
+
+    def __init__(self, admission: Admission, estimator: CostEstimator) -> None:
+        self._admission = admission
+        self._estimator = estimator
+
+    @property
+    def reservation_id(self) -> str:
+        """Id in the store and in the ledger."""
+        return self._admission.reservation_id
+
+    @property
+    def estimate(self) -> Estimate:
+        """What was held, and what was expected."""
+        return self._admission.estimate
+
+    @property
+    def resolved(self) -> bool:
+        """True once it was settled or released."""
+        return self._admission.ended is not None
+
+    def settle(self, actual: Money | Usage | Mapping[str, object] | object) -> None:
+        """Book what the call cost, in the background.
+
+        `actual` is dollars, a `CostEstimate`, a `Usage`, or the provider's own usage (a mapping, or the SDK's object). Raises
+        `CostEstimationError` for something else, and the hold stays.
+        """
+        self._admission.settle(self._spent(actual))
+
+    def release(self) -> None:
+        """Give the hold back: the call was not made."""
+        self._admission.release()
+
+    def _spent(self, actual: Any) -> Spent:
+        if isinstance(actual, CostEstimate):
+            return Spent(cost_nanos=to_nanos(actual.estimated_cost))
+        if isinstance(actual, (Decimal, int, str)):
+            return Spent(cost_nanos=to_nanos(actual))
+        usage = actual if isinstance(actual, Usage) else self._read(actual)
+        if usage is None or not isinstance(self._estimator, Meter):
+            raise CostEstimationError(f"a cost cannot be read off {type(actual).__name__}", self._estimator.provider_name)
+        cost = self._estimator.actual(usage, self._admission.estimate)
+        self._estimator.observe(usage, self._admission.estimate)
+        return Spent(cost_nanos=cost, input_tokens=usage.input_tokens, output_tokens=usage.output_tokens, usage=usage)
+
+    def _read(self, actual: Any) -> Usage | None:
+        body = actual.model_dump() if hasattr(actual, "model_dump") else actual
+        if isinstance(body, Mapping) and isinstance(self._estimator, MeteredEstimator):
+            return self._estimator.read_usage(body)
+        return None
