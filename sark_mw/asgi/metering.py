@@ -1,0 +1,254 @@
+"""One metered request from its first byte to its answer: name the principal, read, admit, then exchange or refuse."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from sark_mw.asgi.answer import outcome_of, reason_of, refuse_body, send_response
+from sark_mw.asgi.body import BodyFault, discard_body, forwarded_headers, read_body
+from sark_mw.asgi.booking import ask_estimator
+from sark_mw.asgi.exchange import Exchange, ExchangeOptions
+from sark_mw.asgi.invocation import Incoming, invocation_for
+from sark_mw.asgi.principal import Principal, PrincipalResolver, Unnamed
+from sark_mw.asgi.routes import Route
+from sark_mw.asgi.types import App, Message, Receive, Scope, Send
+from sark_mw.enforcement.admission import Admission, Spent
+from sark_mw.enforcer import Invocation
+from sark_mw.errors import InvalidRequestError, LedgerUnavailableError, StoreError
+from sark_mw.instrumentation.base import RequestFinished, RequestOutcome
+from sark_mw.pricing.base import InvocationResult, Meter
+from sark_mw.sark import Sark
+from sark_mw.wire.base import Call, Refusal, RefusalKind
+from sark_mw.wire.body import parse
+from sark_mw.wire.refusal import kind_of
+
+_log = logging.getLogger(__name__)
+
+Asker = Callable[[Spent, bytes | None], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Front:
+    """What all requests of one middleware share. `background` holds tasks that settle after their response."""
+
+    app: App
+    sark: Sark
+    resolver: PrincipalResolver
+    options: ExchangeOptions
+    background: set[asyncio.Task[None]] = field(default_factory=set)
+
+
+class MeteredRequest:
+    """The state of one metered request."""
+
+    def __init__(self, front: Front, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
+        self._front = front
+        self._route = route
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._started = time.perf_counter()
+        self._waited = 0.0
+        self._unread = True
+        self._principal: Principal | None = None
+        self._call: Call | None = None
+        self._invocation: Invocation | None = None
+        self._rewritten: bytes | None = None
+        self._request_id = f"req_{secrets.token_hex(12)}"
+
+    async def run(self) -> None:
+        """Serve the request; tells of its end exactly once."""
+        answer = await self._admit()
+        if isinstance(answer, Admission):
+            await self._exchange(answer)
+        elif isinstance(answer, Refusal):
+            await self._refuse(answer)
+        elif answer is BodyFault.CLIENT_GONE:
+            self._tell(RequestOutcome.INVALID, None, reason=answer.value)
+        else:
+            await self._pass_free()
+
+    # --- before the app ----------------------------------------------------------------------------------------------
+
+    async def _admit(self) -> Admission | Refusal | BodyFault | None:
+        """Decide; None lets a message pass that costs nothing."""
+        sark = self._front.sark
+        if not sark.started and (unready := await self._start()):
+            return unready
+        try:
+            if unnamed := await self._name():
+                return unnamed
+            body = await self._read_body()
+            if isinstance(body, Refusal | BodyFault):
+                return body
+            call = self._route.wire.read(self._route.operation, self._scope["path"], self._scope["headers"], body)
+            self._call = call
+            if call.wire == "mcp" and not call.tools:
+                return None
+            self._invocation = self._invoke(call)
+            self._rewritten = self._route.wire.request_body(call)
+        except InvalidRequestError as error:
+            return self._refusal(kind_of(error), str(error), param=error.param)
+        if self._invocation is None:
+            message = f"Requests in the dialect of {call.wire} have no price here, so they are refused."
+            return self._refusal(RefusalKind.INVALID, message, reason="no_estimator")
+        return await sark.enforcer.admit(self._invocation)
+
+    async def _start(self) -> Refusal | None:
+        """Start on the first request where the server has no lifespan; all who come meanwhile wait for the same start."""
+        try:
+            await self._front.sark.start()
+        except (StoreError, LedgerUnavailableError) as error:
+            _log.error("cannot start: %s", error)
+            return self._refusal(RefusalKind.UNAVAILABLE, "Spending cannot be checked at the moment.", reason="start")
+        return None
+
+    async def _name(self) -> Refusal | None:
+        try:
+            found = await self._front.resolver.resolve(self._scope)
+        except InvalidRequestError:
+            raise
+        except Exception:  # noqa: BLE001  the hook boundary: a user's callable that fails must not let anybody in, nor the gateway down
+            _log.exception("naming the principal failed")
+            return self._refusal(RefusalKind.UNAVAILABLE, "It cannot be told who pays for the request.", reason="principal")
+        if isinstance(found, Unnamed):
+            return self._refusal(RefusalKind.UNAUTHENTICATED, found.reason)
+        self._principal = found
+        return None
+
+    async def _read_body(self) -> bytes | Refusal | BodyFault:
+        http = self._front.sark.settings.http
+        before = time.perf_counter()
+        body = await read_body(self._receive, self._scope["headers"], http.max_body_bytes, http.body_timeout_s)
+        self._waited = time.perf_counter() - before
+        if isinstance(body, bytes):
+            self._unread = False
+        elif body is not BodyFault.CLIENT_GONE:
+            self._unread = body is BodyFault.TOO_LARGE
+            return refuse_body(body, http.max_body_bytes, self._request_id)
+        return body
+
+    def _invoke(self, call: Call) -> Invocation | None:
+        assert self._principal is not None
+        if self._route.estimator is None:
+            return None
+        return invocation_for(
+            Incoming(
+                route=self._route,
+                estimator=self._route.estimator,
+                call=call,
+                principal=self._principal,
+                scope=self._scope,
+                request_id=self._request_id,
+            )
+        )
+
+    def _refusal(self, kind: RefusalKind, message: str, *, reason: str | None = None, param: str | None = None) -> Refusal:
+        wait = 1.0 if kind is RefusalKind.UNAVAILABLE else None
+        return Refusal(kind=kind, message=message, request_id=self._request_id, reason=reason, param=param, retry_after_s=wait)
+
+    # --- the answer --------------------------------------------------------------------------------------------------
+
+    async def _refuse(self, refusal: Refusal) -> None:
+        call = self._call
+        response = self._route.wire.refuse(refusal, stream=call is not None and call.stream, call=call)
+        outcome = outcome_of(refusal)
+        self._tell(outcome, response.status, reason=reason_of(refusal), limit_id=refusal.limit or "")
+        timed_out = refusal.reason == BodyFault.TIMED_OUT
+        close = timed_out or (self._unread and not await discard_body(self._receive))
+        await send_response(self._scope, self._send, response, close=close)
+
+    async def _pass_free(self) -> None:
+        """Let a message pass that costs nothing, with its body replayed."""
+        assert self._call is not None
+        self._tell(RequestOutcome.PASSED, None)
+        body: bytes | None = self._call.raw
+
+        async def replay() -> Message:
+            nonlocal body
+            if body is None:
+                return await self._receive()
+            message: Message = {"type": "http.request", "body": body, "more_body": False}
+            body = None
+            return message
+
+        await self._front.app(self._scope, replay, self._send)
+
+    async def _exchange(self, admission: Admission) -> None:
+        scope, call, invocation = self._scope, self._call, self._invocation
+        assert call is not None and invocation is not None
+        rewritten = self._rewritten
+        received = scope["headers"]
+        scope["headers"] = forwarded_headers(received, rewritten, identity=call.strip_accept_encoding)
+        scope["sark.request_id"] = self._request_id
+        exchange = Exchange(
+            admission=admission,
+            route=self._route,
+            estimator=invocation.estimator,
+            call=call,
+            body=call.raw if rewritten is None else rewritten,
+            receive=self._receive,
+            send=self._send,
+            options=self._front.options,
+            ask=self._asker(admission, invocation),
+        )
+        added = self._added()
+        try:
+            await exchange.run(self._front.app, scope)
+        finally:
+            # What is around us sees the request as it came.
+            scope["headers"] = received
+            self._tell(RequestOutcome.ADMITTED, exchange.status, added=added)
+
+    # --- after it ----------------------------------------------------------------------------------------------------
+
+    def _asker(self, admission: Admission, invocation: Invocation) -> Asker | None:
+        """Return what settles by the word of a user's own estimator; None where usage or price decide."""
+        estimator = invocation.estimator
+        if isinstance(estimator, Meter) or not estimator.supports_actual_cost():
+            return None
+
+        async def settle(spent: Spent, body: bytes | None) -> None:
+            result = InvocationResult(
+                success=True,
+                result=None if body is None else parse(body),
+                metadata={"usage": spent.usage} if spent.usage is not None else {},
+                duration_ms=(time.perf_counter() - self._started) * 1000,
+            )
+            admission.settle(await ask_estimator(estimator, invocation.request, result, invocation.resource_metadata, spent))
+
+        def ask(spent: Spent, body: bytes | None) -> None:
+            task = asyncio.ensure_future(settle(spent, body))
+            self._front.background.add(task)
+            task.add_done_callback(self._front.background.discard)
+
+        return ask
+
+    def _added(self) -> float:
+        return time.perf_counter() - self._started - self._waited
+
+    def _tell(
+        self, outcome: RequestOutcome, status: int | None, *, reason: str = "", limit_id: str = "", added: float | None = None
+    ) -> None:
+        call, principal, estimator = self._call, self._principal, self._route.estimator
+        self._front.sark.instrumentation.request_finished(
+            RequestFinished(
+                outcome=outcome,
+                wire=self._route.wire.name,
+                operation=(call.operation if call else self._route.operation).value,
+                provider=estimator.provider_name if estimator else "",
+                status=status,
+                reason=reason,
+                added_seconds=self._added() if added is None else added,
+                request_id=self._request_id,
+                root=principal.root or "" if principal else "",
+                principal_id=principal.principal_id if principal else "",
+                model=call.model if call else None,
+                limit_id=limit_id,
+            )
+        )
