@@ -9,22 +9,6 @@ from sark_mw.reservation import Line, Outcome
 from sark_mw.store.base import RestoredReservation
 
 
-@dataclass(slots=True)
-class Hold:
-    """A live reservation. Amounts by unit: `remaining` is held, `known` is booked by partial settles so far."""
-
-    root: str
-    made_ms: int
-    lease_ends_ms: int
-    lines: tuple[Line, ...]
-    entry: str
-    remaining: dict[str, int]
-    expected: dict[str, int]
-    known: dict[str, int]
-    last_part: int = 0
-    entries: int = 0
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tombstone:
     """What is remembered of a resolved reservation.
@@ -40,6 +24,34 @@ class Tombstone:
     known: Mapping[str, int] = field(default_factory=dict)
     estimated: Mapping[str, int] = field(default_factory=dict)
     lines: tuple[Line, ...] | None = None
+
+
+@dataclass(slots=True)
+class Hold:
+    """A live reservation. Amounts by unit: `remaining` is held, `known` is booked by partial settles so far."""
+
+    root: str
+    made_ms: int
+    lease_ends_ms: int
+    lines: tuple[Line, ...]
+    entry: str
+    remaining: dict[str, int]
+    expected: dict[str, int]
+    known: dict[str, int]
+    last_part: int = 0
+    entries: int = 0
+
+    def ended(self, resolution: Outcome, estimated: Mapping[str, int] | None = None) -> Tombstone:
+        """Say what is to be remembered when it ends."""
+        return Tombstone(
+            resolution=resolution,
+            last_part=self.last_part,
+            entries=self.entries,
+            made_ms=self.made_ms,
+            known=self.known,
+            estimated=estimated or {},
+            lines=self.lines,
+        )
 
 
 def remembered(each: RestoredReservation) -> Tombstone:

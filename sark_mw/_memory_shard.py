@@ -96,15 +96,8 @@ class Shard:
             for line in hold.lines:
                 freed = hold.remaining.get(line.unit, 0)
                 self._counters.book(line, extra.get(line.unit, 0), freed=freed, made_ms=hold.made_ms, now=now)
-            self._done[name] = Tombstone(
-                resolution=Outcome.EXPIRED,
-                last_part=hold.last_part,
-                entries=hold.entries + 1,
-                made_ms=hold.made_ms,
-                known=hold.known,
-                estimated=extra,
-                lines=hold.lines,
-            )
+            hold.entries += 1
+            self._done[name] = hold.ended(Outcome.EXPIRED, extra)
             entry = Settle(
                 reservation_id=name,
                 root=hold.root,
@@ -115,7 +108,7 @@ class Shard:
                 estimated=True,
                 entry=hold.entry,
             )
-            self._append(entry, hold.entries + 1, extra, now)
+            self._append(entry, hold.entries, extra, now)
         return len(dead)
 
     def clean_up(self, now: int) -> int:
@@ -270,14 +263,7 @@ class Shard:
         self._append(entry, hold.entries, booked, now)
         if final:
             del self._holds[request.reservation_id]
-            self._done[request.reservation_id] = Tombstone(
-                resolution=_ENDED[request.kind],
-                last_part=request.part,
-                entries=hold.entries,
-                made_ms=hold.made_ms,
-                known=stated,
-                lines=hold.lines,
-            )
+            self._done[request.reservation_id] = hold.ended(_ENDED[request.kind])
         return replace(reply, outcome=_ENDED.get(request.kind, Outcome.HELD), overrun=overrun)
 
     def _correct(self, request: Settle, stone: Tombstone, reply: SettleReply, now: int) -> SettleReply:

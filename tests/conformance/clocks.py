@@ -17,6 +17,7 @@ import pytest
 from sark_mw._memory_store import ManualClock
 from sark_mw.store.base import ReservationStore
 from tests.servers.faketime import FaketimeServer
+from tests.servers.process import wait_until
 
 
 class ServerClock(Protocol):
@@ -52,11 +53,17 @@ class FaketimeClock:
 
     async def advance(self, ms: int) -> None:
         """Move at once."""
-        self._server.advance(timedelta(milliseconds=ms))
+        self.step(ms)
 
     def step(self, ms: int) -> None:
-        """Move at once."""
+        """Move, and return when the server has noticed."""
+        aim = self._server.now() + timedelta(milliseconds=ms)
         self._server.advance(timedelta(milliseconds=ms))
+        late = timedelta(seconds=30)
+        wait_until(
+            lambda: aim <= self._server.now() < aim + late if ms > 0 else self._server.now() < aim + late,
+            lambda: "the server does not notice that its clock was moved",
+        )
 
 
 class RealClock:

@@ -43,7 +43,7 @@ def budgeted(examples: int, steps: int) -> settings:
 def a_limit(draw: st.DrawFn) -> Limit:
     """Some limit on some scope: scope, unit, window and mode from few, so that they meet."""
     unit = draw(st.sampled_from(["usd", "usd", "tokens", "concurrency"]))
-    amount = draw(st.integers(0, 300))
+    amount = draw(st.one_of(st.integers(0, 300), st.integers(500, 5000)))
     return Limit(
         root=ROOT,
         scope=draw(st.sampled_from(["org:x", "user:*", "user:a"])),

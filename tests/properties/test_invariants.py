@@ -16,7 +16,7 @@ from tests.properties.driving import RETENTION_MS, ROOT, Call, Driver, budgeted
 
 @dataclass
 class Case:
-    """One reservation as the naive count sees it: what it holds at most, what it is known or thought to cost, whether it lives."""
+    """One reservation as the naive count sees it: what it holds, what it is known or thought to cost, whether it lives."""
 
     asked: Reserve
     made_ms: int
@@ -153,7 +153,6 @@ class Naive(Driver):
     def change(self, act: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
         self.latest_ms = max(self.latest_ms, self.clock())
         return super().change(act)
-
 
     @rule()
     def sweep(self) -> None:

@@ -98,4 +98,4 @@ def plain(answer: Any) -> Any:
 
 
 TestLockstep = pytest.mark.fakeredis(Lockstep.TestCase)
-TestLockstep.settings = budgeted(examples=60, steps=40)
+TestLockstep.settings = budgeted(examples=100, steps=40)
