@@ -1,8 +1,29 @@
-"""Keep AI and API gateways within budget."""
+"""Keep AI and API gateways within budget: a pure ASGI middleware and a distributed enforcer."""
 
 from __future__ import annotations
 
-from sark_mw.errors import ConfigurationError, PolicyEvaluationError
+from sark_mw.asgi.middleware import SarkMiddleware
+from sark_mw.asgi.principal import Principal
+from sark_mw.direct import DirectReservation
+from sark_mw.enforcement.admission import Admission, Spent
+from sark_mw.enforcer import Enforcer, Invocation
+from sark_mw.errors import (
+    ConfigurationError,
+    CostEstimationError,
+    InvalidRequestError,
+    LedgerError,
+    LedgerUnavailableError,
+    MoneyError,
+    PolicyEvaluationError,
+    RefusedError,
+    SarkError,
+    StoreDataLostError,
+    StoreError,
+    StoreUnavailableError,
+)
+from sark_mw.instrumentation.base import Instrumentation, NullInstrumentation
+from sark_mw.instrumentation.metrics_app import metrics_app
+from sark_mw.limit import Limit, Mode, Unit
 from sark_mw.policy.base import (
     BudgetReader,
     PolicyContext,
@@ -16,10 +37,39 @@ from sark_mw.policy.base import (
 from sark_mw.policy.builtin import builtin_plugin_path
 from sark_mw.policy.manager import PolicyPluginManager
 from sark_mw.policy.window import RollingWindow
+from sark_mw.pricing.anthropic import AnthropicCostEstimator
+from sark_mw.pricing.base import CostEstimate, CostEstimator, InvocationRequest, InvocationResult
+from sark_mw.pricing.fixed import FixedCostEstimator, NoCostEstimator
+from sark_mw.pricing.openai import OpenAICostEstimator
+from sark_mw.sark import Sark
+from sark_mw.settings import Settings
+from sark_mw.usage import Usage
+from sark_mw.wire.base import Refusal, RefusalKind
 
 __all__ = [
+    "Admission",
+    "AnthropicCostEstimator",
     "BudgetReader",
     "ConfigurationError",
+    "CostEstimate",
+    "CostEstimationError",
+    "CostEstimator",
+    "DirectReservation",
+    "Enforcer",
+    "FixedCostEstimator",
+    "Instrumentation",
+    "InvalidRequestError",
+    "Invocation",
+    "InvocationRequest",
+    "InvocationResult",
+    "LedgerError",
+    "LedgerUnavailableError",
+    "Limit",
+    "Mode",
+    "MoneyError",
+    "NoCostEstimator",
+    "NullInstrumentation",
+    "OpenAICostEstimator",
     "PolicyContext",
     "PolicyDecision",
     "PolicyEvaluationError",
@@ -28,7 +78,22 @@ __all__ = [
     "PolicyPlugin",
     "PolicyPluginManager",
     "PolicyServices",
+    "Principal",
+    "Refusal",
+    "RefusalKind",
+    "RefusedError",
     "RollingWindow",
+    "Sark",
+    "SarkError",
+    "SarkMiddleware",
+    "Settings",
     "SharedStore",
+    "Spent",
+    "StoreDataLostError",
+    "StoreError",
+    "StoreUnavailableError",
+    "Unit",
+    "Usage",
     "builtin_plugin_path",
+    "metrics_app",
 ]
