@@ -223,12 +223,12 @@ class LeasePool:
         try:
             reply = await self._store.extend(lease.root, lease.reservation_id, self._lease_ms)
         except StoreDataLostError:
-            lease.good_until = sent
             return False
         self._clock.heard(reply.at_ms)
-        extended = reply.outcome is Outcome.EXTENDED
-        lease.good_until = self._good_until(sent) if extended else sent
-        return extended
+        if reply.outcome is not Outcome.EXTENDED:
+            return False
+        lease.good_until = self._good_until(sent)
+        return True
 
     def _good_until(self, sent: float) -> float:
         """Tell until when a hold lives for certain that was made or extended by a call sent at `sent`."""

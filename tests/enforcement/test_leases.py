@@ -407,6 +407,23 @@ async def test_a_process_that_ends_during_the_outage_leaves_everything_in_its_jo
     assert await shop.count(TEAM) == (250, 0)
 
 
+async def test_parts_that_wait_behind_a_request_still_running_are_kept_too(shop: Shop) -> None:
+    await shop.limit(budget(5_000))
+    process = shop.process()
+    await process.lease(TEAM)
+    process.connection.cut = True
+    running, *others = process.grant_all(100, TEAM)
+    for admission in others:
+        admission.settle(cost(25))
+    await process.pool.aclose()
+    running.settle(cost(30))
+    await process.settler.drain(0)
+    for settle in process.journal.entries():
+        await shop.store.settle(settle)
+    assert [dict(entry.booked)["usd"] for entry in of_requests(shop)] == [25] * 9 + [30]
+    assert await shop.count(TEAM) == (255, 0)
+
+
 async def test_without_options_nothing_is_held_and_nothing_granted(shop: Shop) -> None:
     await shop.limit(budget(5_000))
     process = Process(shop, "off", None)
