@@ -121,7 +121,7 @@ local function resolve_hold(item, record)
   end
   for _, unit in ipairs(order) do
     if not known[unit] then
-      record.units[#record.units + 1] = { unit = unit, remaining = 0, expected = 0, known = 0 }
+      record.units[#record.units + 1] = { unit = unit, ceiling = 0, expected = 0, known = 0, remaining = 0 }
     end
   end
   local final = item.kind ~= 'partial'
@@ -131,8 +131,9 @@ local function resolve_hold(item, record)
     if amount > u.remaining then
       over[#over + 1] = u.unit .. ':' .. digits(amount - u.remaining)
     end
-    freed[u.unit] = final and u.remaining or math.max(math.min(amount, u.remaining), 0)
-    u.remaining, u.known = u.remaining - freed[u.unit], stated[u.unit]
+    -- A cost that falls again is held again, as spent falls by as much.
+    freed[u.unit] = u.remaining - (final and 0 or math.max(u.ceiling - stated[u.unit], 0))
+    u.known = stated[u.unit]
   end
   for _, line in ipairs(record.lines) do
     change_held(book, line, -(freed[line.unit] or 0))

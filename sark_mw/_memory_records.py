@@ -28,13 +28,14 @@ class Tombstone:
 
 @dataclass(slots=True)
 class Hold:
-    """A live reservation. Amounts by unit: `remaining` is held, `known` is booked by partial settles so far."""
+    """A live reservation. Amounts by unit: `ceiling` was held at first, `remaining` is held now, `known` is booked by partial settles so far."""
 
     root: str
     made_ms: int
     lease_ends_ms: int
     lines: tuple[Line, ...]
     entry: str
+    ceiling: dict[str, int]
     remaining: dict[str, int]
     expected: dict[str, int]
     known: dict[str, int]

@@ -207,6 +207,7 @@ class Shard:
             lease_ends_ms=now + request.lease_ms,
             lines=request.lines,
             entry=request.entry,
+            ceiling=dict(need),
             remaining=dict(need),
             expected={each.unit: each.expected for each in request.needs},
             known=dict.fromkeys(need, 0),
@@ -253,11 +254,13 @@ class Shard:
         left = {unit: hold.remaining.get(unit, 0) for unit in stated}
         overrun = tuple((unit, amount - left[unit]) for unit, amount in sorted(booked.items()) if amount > left[unit])
         final = request.kind != Resolution.PARTIAL
-        freed = left if final else {unit: max(min(booked[unit], left[unit]), 0) for unit in left}
+        # A cost that falls again is held again, as spent falls by as much.
+        still = {unit: 0 if final else max(hold.ceiling.get(unit, 0) - stated[unit], 0) for unit in left}
+        freed = {unit: left[unit] - still[unit] for unit in left}
         for line in hold.lines:
             amount, free = booked.get(line.unit, 0), freed.get(line.unit, 0)
             self._counters.book(line, amount, freed=free, made_ms=hold.made_ms, now=now)
-        hold.remaining = {unit: left[unit] - freed[unit] for unit in left}
+        hold.remaining = still
         hold.known, hold.last_part, hold.entries = stated, request.part, hold.entries + 1
         entry = replace(request, root=hold.root, lines=hold.lines, made_ms=hold.made_ms)
         self._append(entry, hold.entries, booked, now)

@@ -2,7 +2,7 @@
 local function format_head(made, last_part, entries, root, units)
   local words = { digits(made), digits(last_part), digits(entries), root }
   for _, u in ipairs(units) do
-    words[#words + 1] = u.unit .. ':' .. digits(u.remaining) .. ':' .. digits(u.expected) .. ':' .. digits(u.known)
+    words[#words + 1] = u.unit .. ':' .. digits(u.ceiling) .. ':' .. digits(u.expected) .. ':' .. digits(u.known)
   end
   return table.concat(words, ' ')
 end
@@ -24,9 +24,10 @@ local function parse_record(text)
   local head = string.sub(text, 1, head_end - 1)
   local made, part, entries, root, rest = string.match(head, '^(%d+) (%d+) (%d+) (%S+) ?(.*)$')
   local units = {}
-  for unit, remaining, expected, known in string.gmatch(rest, '(%S+):(%d+):(%d+):(%-?%d+)') do
+  for unit, ceiling, expected, known in string.gmatch(rest, '(%S+):(%d+):(%d+):(%-?%d+)') do
     units[#units + 1] = {
-      unit = unit, remaining = tonumber(remaining), expected = tonumber(expected), known = tonumber(known),
+      unit = unit, ceiling = tonumber(ceiling), expected = tonumber(expected), known = tonumber(known),
+      remaining = math.max(tonumber(ceiling) - tonumber(known), 0),
     }
   end
   local line_texts = string.sub(text, head_end, entry_at - 1)

@@ -141,10 +141,9 @@ def _cluster(url: str, options: StoreOptions) -> tuple[Any, Close]:
     extra, nodes = _extra(url), _nodes(url, 6379)
     client = redis.RedisCluster(
         startup_nodes=[ClusterNode(host, port) for host, port in nodes],
-        cluster_error_retry_attempts=3,
         max_connections=options.max_connections,
         **extra,
-        **_common(options),
+        **(_common(options) | {"retry": Retry(NoBackoff(), 3)}),
     )
     return client, client.aclose
 
