@@ -67,10 +67,10 @@ async def _awaited(answer: _Answer) -> SettleReply | None:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Lease:
-    """What is held, what of it is left and what of that is promised to requests in flight; amounts by unit.
+    """What was held, what of it is left and what of that is promised to requests in flight; amounts by unit.
 
-    `left` is what the store still holds once every part sent so far has arrived. `good_until` (local monotonic seconds) is when
-    the hold may have expired at the server, `ends_ms` (server time, 0 for never) when its first period ends.
+    `left` is what the store still holds of `ceiling` once every part sent so far has arrived. `good_until` (local monotonic
+    seconds) is when the hold may have expired at the server, `ends_ms` (server time, 0 for never) when its first period ends.
     """
 
     reservation_id: str
@@ -81,6 +81,7 @@ class Lease:
     made_ms: int
     ends_ms: int
     good_until: float
+    ceiling: Mapping[str, int]
     left: dict[str, int]
     entry: str
     parts: Parts
@@ -103,13 +104,13 @@ class Lease:
             self.promised[need.unit] = self.promised.get(need.unit, 0) + need.held
 
     def book(self, amounts: Mapping[str, int]) -> None:
-        """Add (signed) amounts to what the lease has cost; like the store, a correction downwards does not hold anew."""
+        """Add (signed) amounts to what the lease has cost; as in the store, its ceiling beyond that stays held."""
         for unit, amount in amounts.items():
             self.booked[unit] = self.booked.get(unit, 0) + amount
-            used = max(min(amount, self.left.get(unit, 0)), 0)
-            if used:
-                self.left[unit] -= used
-                self.on_left(self, unit, -used)
+            if unit in self.left:
+                left = max(self.ceiling[unit] - self.booked[unit], 0)
+                change, self.left[unit] = left - self.left[unit], left
+                self.on_left(self, unit, change)
 
     def send(self, settle: Settle, context: SettleContext) -> asyncio.Task[SettleReply | None]:
         """Send a settle (its entry, its flag) as the lease's next part, with all that the lease has cost so far."""

@@ -297,7 +297,7 @@ class LeasePool:
                 shares.count(asked.lines, {unit: -amount for unit, amount in amounts.items()})
         return reply
 
-    def _held(self, slot: _Slot, asked: Reserve, reply: ReserveReply, amounts: dict[str, int], good_until: float) -> Lease:
+    def _held(self, slot: _Slot, asked: Reserve, reply: ReserveReply, amounts: Mapping[str, int], good_until: float) -> Lease:
         # What is booked counts from when the lease was made, so in a rolling window it leaves early: by half the window at most.
         ends = [line.ends_ms for line in asked.lines if line.ends_ms]
         ends += [reply.made_ms + line.rolling_ms // 2 for line in asked.lines if line.rolling_ms]
@@ -312,6 +312,7 @@ class LeasePool:
             made_ms=reply.made_ms,
             ends_ms=min(ends, default=0),
             good_until=good_until,
+            ceiling=amounts,
             left=dict(amounts),
             entry=asked.entry,
             parts=Parts(self._settler),

@@ -142,7 +142,7 @@ async def test_a_cost_above_its_ceiling_is_booked_in_full_and_never_granted_agai
     assert await shop.count(TEAM) == (1_300, 0)
 
 
-async def test_progress_of_a_stream_is_booked_once_and_a_correction_downwards_is_not_granted_anew(shop: Shop) -> None:
+async def test_progress_of_a_stream_is_booked_once_and_a_correction_downwards_is_free_again(shop: Shop) -> None:
     await shop.limit(budget(1_000))
     process = shop.process()
     await process.lease(TEAM)
@@ -153,10 +153,13 @@ async def test_progress_of_a_stream_is_booked_once_and_a_correction_downwards_is
     assert progress
     await progress
     assert process.grant(401, TEAM) is None
+    beside = process.grant(400, TEAM)
+    assert beside
+    await beside.release()
     await stream.settle(cost(250))
-    assert await shop.count(TEAM) == (250, 700)
-    assert process.grant(701, TEAM) is None
-    last = process.grant(700, TEAM)
+    assert await shop.count(TEAM) == (250, 750)
+    assert process.grant(751, TEAM) is None
+    last = process.grant(750, TEAM)
     assert last
     await last.release()
     await process.close()
@@ -271,16 +274,16 @@ async def test_a_limit_added_since_ends_a_lease_that_does_not_hold_on_it(shop: S
 
 
 async def test_a_store_that_lost_the_lease_is_not_spent_from_and_not_booked_twice(shop: Shop) -> None:
-    limit = budget(5_000)
-    await shop.limit(limit)
+    await shop.limit(budget(5_000))
     process = shop.process()
     await process.lease(TEAM)
     first = process.grant(100, TEAM)
     assert first
     await first.settle(cost(60))
+    table = await shop.store.limits(ROOT)
     shop.store.lose_data()
-    await shop.store.begin()
-    await shop.limit(limit)
+    for shard in await shop.store.lost_shards():
+        await shop.store.restore(shard, limits=[limit for limit in table.limits if shop.store.shard_of(limit.root) == shard])
     await process.pool.renew()
     await rest()
     assert await shop.count(TEAM) == (0, 1_000), "giving the lost lease back books nothing anew"
@@ -412,16 +415,15 @@ async def test_parts_that_wait_behind_a_request_still_running_are_kept_too(shop:
     process = shop.process()
     await process.lease(TEAM)
     process.connection.cut = True
-    running, *others = process.grant_all(100, TEAM)
+    _running, *others = process.grant_all(100, TEAM)
     for admission in others:
         admission.settle(cost(25))
     await process.pool.aclose()
-    running.settle(cost(30))
     await process.settler.drain(0)
     for settle in process.journal.entries():
         await shop.store.settle(settle)
-    assert [dict(entry.booked)["usd"] for entry in of_requests(shop)] == [25] * 9 + [30]
-    assert await shop.count(TEAM) == (255, 0)
+    assert [dict(entry.booked)["usd"] for entry in of_requests(shop)] == [25] * 9
+    assert await shop.count(TEAM) == (225, 775)
 
 
 async def test_without_options_nothing_is_held_and_nothing_granted(shop: Shop) -> None:
