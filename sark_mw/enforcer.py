@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sark_mw.enforcement.admission import Admission
+from sark_mw.enforcement.admission import Admission, tell_held
 from sark_mw.enforcement.leases import LeasePool
 from sark_mw.enforcement.refuse import refuse_limit, refuse_policy
 from sark_mw.enforcement.settler import Settler
@@ -176,8 +176,7 @@ class Enforcer:
         layout: Layout | None,
         reply: ReserveReply | None,
     ) -> Admission:
-        for need in needs:
-            self._instrumentation.held(need.unit, need.held)
+        tell_held(self._instrumentation, needs, 1)
         admission = Admission(
             reservation_id=reservation_id,
             root=invocation.root,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from sark_mw.enforcement.settler import SettleContext, Settler
@@ -35,6 +35,17 @@ class Spent:
             (Unit.OUTPUT_TOKENS, self.output_tokens),
             (Unit.TOKENS, self.input_tokens + self.output_tokens),
         )
+
+
+#: The gauges of what is held: money, and requests in flight.
+_SHOWN = (Unit.USD, Unit.CONCURRENCY)
+
+
+def tell_held(instrumentation: Instrumentation, needs: Iterable[Need], sign: int) -> None:
+    """Tell of what is held (1) or not any more (-1)."""
+    for need in needs:
+        if need.unit in _SHOWN:
+            instrumentation.held(need.unit, sign * need.held)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -104,8 +115,7 @@ class Admission:
         if self.ended is None:
             self.ended = self._submit(spent, kind)
             self.on_end(self)
-            for need in self.needs:
-                self.instrumentation.held(need.unit, -need.held)
+            tell_held(self.instrumentation, self.needs, -1)
         return self.ended
 
     def _submit(self, spent: Spent, kind: Resolution) -> asyncio.Task[SettleReply | None]:
