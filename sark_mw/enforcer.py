@@ -91,7 +91,7 @@ class Enforcer:
         denied = await self._ask_policies(invocation, estimate)
         if denied is not None:
             return denied
-        needs = _needs(estimate)
+        needs = needs_of(estimate)
         task = asyncio.ensure_future(self._reserve(invocation, estimate, needs))
         try:
             return await asyncio.shield(task)
@@ -289,7 +289,8 @@ def _release_unused(task: asyncio.Task[Admission | Refusal]) -> None:
             answer.release()
 
 
-def _needs(estimate: Estimate) -> tuple[Need, ...]:
+def needs_of(estimate: Estimate) -> tuple[Need, ...]:
+    """Lay out what a request of this estimate takes of each unit."""
     expected_in = min(estimate.expected_input_tokens or estimate.input_tokens, estimate.input_tokens)
     expected_out = min(estimate.expected_output_tokens, estimate.max_output_tokens)
     most = estimate.input_tokens + estimate.max_output_tokens
