@@ -18,7 +18,8 @@ from sark_mw.direct import DirectReservation, GivenEstimate, Money
 from sark_mw.enforcement.budgets import StoreBudgets
 from sark_mw.enforcement.drift import Drift
 from sark_mw.enforcement.journal import Journal
-from sark_mw.enforcement.leases import LeaseOptions, LeasePool
+from sark_mw.enforcement.lease_shares import LeaseOptions
+from sark_mw.enforcement.leases import LeasePool
 from sark_mw.enforcement.limits import LimitRegistry
 from sark_mw.enforcement.recovery import Recovery
 from sark_mw.enforcement.settler import Settler
@@ -124,7 +125,7 @@ class Sark:
         """Hold what a call may cost; leaving the block without a settle releases it, a crash lets it expire.
 
         The cost is either `estimate` (a ceiling in dollars, or a `CostEstimate`) or that of `request`, the body that goes to
-        `provider` ("openai", "anthropic", or an estimator of your own). Raises `RefusedError`, or `ConfigurationError` for neither.
+        `provider` ("openai", "anthropic", or an estimator of your own). Raises `RefusedError`; `ConfigurationError` for neither.
         """
         estimator = self._estimator(estimate, provider)
         settings = self.settings.principal
@@ -239,4 +240,9 @@ class Sark:
 def _lease_options(settings: StoreSettings) -> LeaseOptions | None:
     if settings.on_store_failure != "leased":
         return None
-    return LeaseOptions(usd_nanos=to_nanos(settings.lease_usd), requests=settings.lease_requests, tokens=settings.lease_tokens)
+    return LeaseOptions(
+        usd_nanos=to_nanos(settings.lease_usd),
+        requests=settings.lease_requests,
+        tokens=settings.lease_tokens,
+        share=settings.lease_share,
+    )

@@ -47,6 +47,9 @@ class StoreSettings(_Section):
     )
     lease_requests: int = Field(100, ge=1, description="With leased: requests (and concurrent requests) held in advance.")
     lease_tokens: int = Field(1_000_000, ge=1, description="With leased: tokens held in advance.")
+    lease_share: int = Field(
+        10, ge=1, description="With leased: all leases of one process together hold at most this fraction (1/n) of what a limit has left."
+    )
     journal: Path = Field(Path("sark-journal.jsonl"), description="Where bookings wait that the store could not take yet.")
 
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
-from sark_mw.enforcement.settler import SettleContext, Settler
+from sark_mw.enforcement.settler import SettleContext, Settling
 from sark_mw.instrumentation.base import Instrumentation
 from sark_mw.ledger.entries import CallerEntry
 from sark_mw.limit import Unit
@@ -38,13 +38,13 @@ class Spent:
 
 
 #: The gauges of what is held: money, and requests in flight.
-_SHOWN = (Unit.USD, Unit.CONCURRENCY)
+HELD_UNITS = (Unit.USD, Unit.CONCURRENCY)
 
 
 def tell_held(instrumentation: Instrumentation, needs: Iterable[Need], sign: int) -> None:
     """Tell of what is held (1) or not any more (-1)."""
     for need in needs:
-        if need.unit in _SHOWN:
+        if need.unit in HELD_UNITS:
             instrumentation.held(need.unit, sign * need.held)
 
 
@@ -63,7 +63,7 @@ class Admission:
     estimate: Estimate
     entry: CallerEntry
     request_id: str
-    settler: Settler
+    settler: Settling
     instrumentation: Instrumentation
     on_end: Callable[[Admission], None]
     balances: tuple[Balance, ...] = ()

@@ -170,7 +170,8 @@ class GrantBooks:
             freed = promised if final else max(min(promised, increments.get(unit, 0)), 0)
             self._promised[unit] -= freed
             self._lease.promised[unit] -= freed
-        task = self._lease.send(replace(settle, kind=Resolution.PARTIAL), context or SettleContext())
+        told = replace(context or SettleContext(), booked=tuple(increments.items()))
+        task = self._lease.send(replace(settle, kind=Resolution.PARTIAL), told)
         if final:
             self._end()
         return task

@@ -14,9 +14,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
 
-from sark_mw.enforcement.admission import Admission
+from sark_mw.enforcement.admission import HELD_UNITS, Admission, tell_held
 from sark_mw.enforcement.lease import GrantBooks, Lease, Parts
 from sark_mw.enforcement.lease_shares import LeaseOptions, Shares
 from sark_mw.enforcement.settler import Settler
@@ -141,15 +140,14 @@ class LeasePool:
             entry=entry,
             request_id=request_id,
             # An admission only ever calls `submit`.
-            settler=cast("Settler", GrantBooks(lease, needs, self._grant_ended)),
+            settler=GrantBooks(lease, needs, self._grant_ended),
             instrumentation=self._instrumentation,
             on_end=lambda _: None,
         )
 
     def _grant_ended(self, needs: Sequence[Need]) -> None:
         # The admission is about to report its hold gone, but it was part of the lease's, which is reported already.
-        for need in needs:
-            self._instrumentation.held(need.unit, need.held)
+        tell_held(self._instrumentation, needs, 1)
 
     async def renew(self) -> None:
         """Do one round: extend all leases, replace those that no longer fit, give back the idle ones.
@@ -301,8 +299,8 @@ class LeasePool:
         # What is booked counts from when the lease was made, so in a rolling window it leaves early: by half the window at most.
         ends = [line.ends_ms for line in asked.lines if line.ends_ms]
         ends += [reply.made_ms + line.rolling_ms // 2 for line in asked.lines if line.rolling_ms]
-        for unit, amount in amounts.items():
-            self._instrumentation.held(unit, amount)
+        for unit in HELD_UNITS:
+            self._instrumentation.held(unit, amounts.get(unit, 0))
         return Lease(
             reservation_id=asked.reservation_id,
             root=slot.root,
@@ -332,7 +330,8 @@ class LeasePool:
         slot.lines = ()
 
     def _left_changed(self, lease: Lease, unit: str, change: int) -> None:
-        self._instrumentation.held(unit, change)
+        if unit in HELD_UNITS:
+            self._instrumentation.held(unit, change)
         if self._shares:
             self._shares.count(lease.lines, {unit: change})
 

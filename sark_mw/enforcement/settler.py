@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from sark_mw.enforcement.journal import Journal
 from sark_mw.enforcement.tables import ServerClock
@@ -29,6 +30,20 @@ class SettleContext:
     model: str | None = None
     expected_nanos: int = 0
     actual_nanos: int | None = None
+    #: What this call books on its own, where it is a part of a lease that many requests share.
+    booked: tuple[tuple[str, int], ...] = ()
+
+
+class Settling(Protocol):
+    """Whatever takes settles in an admission's stead: the settler, or the books of the lease it was granted from."""
+
+    def submit(self, settle: Settle, context: SettleContext | None = None) -> asyncio.Task[SettleReply | None]:
+        """Send a settle in the background; the task ends with its answer."""
+
+
+def _booked(settle: Settle, context: SettleContext) -> tuple[tuple[str, int], ...]:
+    # Of a reservation's own partial settles only the last is told, with all that it cost.
+    return context.booked or (() if settle.kind is Resolution.PARTIAL else settle.amounts)
 
 
 class Settler:
@@ -41,7 +56,7 @@ class Settler:
         clock: ServerClock,
         journal: Journal,
         instrumentation: Instrumentation,
-        rebuild: Callable[[], Awaitable[None]],
+        rebuild: Callable[[], Awaitable[object]],
     ) -> None:
         self._store = store
         self._clock = clock
@@ -102,7 +117,7 @@ class Settler:
                 principal_id=context.principal_id,
                 provider=context.provider,
                 model=context.model,
-                booked=() if failed or settle.kind is Resolution.PARTIAL else settle.amounts,
+                booked=() if failed else _booked(settle, context),
                 overrun=() if reply is None else reply.overrun,
                 estimated_nanos=context.expected_nanos,
                 actual_nanos=context.actual_nanos,

@@ -16,7 +16,7 @@ from sark_mw.errors import SarkError
 from sark_mw.instrumentation.base import Instrumentation
 from sark_mw.ledger.base import Ledger
 from sark_mw.ledger.entries import parse_entry
-from sark_mw.reservation import Outcome
+from sark_mw.reservation import Outcome, Resolution
 from sark_mw.store.base import ReservationStore
 
 _log = logging.getLogger(__name__)
@@ -111,6 +111,8 @@ class Upkeep:
             self._clock.heard(reply.at_ms)
             if reply.outcome is Outcome.FORGOTTEN:
                 # Older than the store remembers resolutions, so the ledger is asked; what it does not have is booked as made now.
+                if settle.part > 1 or settle.kind is Resolution.PARTIAL:
+                    continue  # which parts the ledger has is not for this code to guess: it stays, counted, for a person
                 if await self._ledger.has(settle.reservation_id):
                     await self._journal.remove(settle)
                     continue
