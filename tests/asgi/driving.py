@@ -21,7 +21,7 @@ from sark_mw.sark import Sark
 from sark_mw.settings import Settings
 
 CHAT: dict[str, Any] = {"model": "gpt-4o", "max_tokens": 200, "messages": [{"role": "user", "content": "hello there"}]}
-MESSAGES: dict[str, Any] = {"model": "claude-sonnet-4-5", "max_tokens": 200, "messages": [{"role": "user", "content": "hello"}]}
+MESSAGES: dict[str, Any] = {"model": "claude-haiku-4-5", "max_tokens": 200, "messages": [{"role": "user", "content": "hello"}]}
 EMBED: dict[str, Any] = {"model": "text-embedding-3-small", "input": "hello there"}
 JSON = ("content-type", "application/json")
 
