@@ -1,0 +1,54 @@
+"""Store and ledger for a command: opened without starting a gateway, closed again."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from sark_mw.assembly import make_ledger, make_store
+from sark_mw.enforcement.limits import LimitRegistry
+from sark_mw.enforcement.recovery import Recovery
+from sark_mw.enforcement.tables import LimitTables, ServerClock
+from sark_mw.ledger.base import Ledger
+from sark_mw.settings import Settings
+from sark_mw.store.redis_store import RedisStore
+
+MEMORY_STORE = "memory:"
+MEMORY_LEDGER = "sqlite:///:memory:"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a command works on."""
+
+    store: RedisStore
+    ledger: Ledger
+    tables: LimitTables
+    limits: LimitRegistry
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[Parts]:
+    """Open store and ledger; nothing is migrated, swept or flushed."""
+    ledger = make_ledger(settings.ledger)
+    try:
+        store = await make_store(settings.store)
+        try:
+            tables = LimitTables(store, ServerClock())
+            registry = LimitRegistry(store, ledger, tables=tables, recovery=Recovery(store, ledger))
+            yield Parts(store=store, ledger=ledger, tables=tables, limits=registry)
+        finally:
+            await store.aclose()
+    finally:
+        await ledger.aclose()
+
+
+def ledger_lasts(settings: Settings) -> bool:
+    """Tell whether the ledger outlives this process."""
+    return settings.ledger.url.get_secret_value() != MEMORY_LEDGER
+
+
+def store_is_shared(settings: Settings) -> bool:
+    """Tell whether another process sees this store."""
+    return not settings.store.url.startswith(MEMORY_STORE)
