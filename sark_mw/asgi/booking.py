@@ -30,34 +30,33 @@ class Ended(StrEnum):
     GONE = "gone"
 
 
-def spent_on(admission: Admission, estimator: CostEstimator, tap: UsageTap, status: int, ended: Ended) -> Spent | None:
+def spent_on(admission: Admission, meter: Meter | None, tap: UsageTap, status: int, ended: Ended) -> Spent | None:
     """Return what to book for a response with a success status, or None to release the hold: an error came before any output."""
     usage = tap.usage
     if usage is not None and usage.complete:
-        return price(admission, estimator, usage, status)
+        return price(admission, meter, usage, status)
     if usage is None and tap.failed and not tap.started:
         return None
     if ended is Ended.GONE:
-        admission.report(counted(admission, estimator, tap, status))
+        admission.report(counted(admission, meter, tap, status))
         return admission.expected(status)
     if usage is None and tap.output_chars == 0 and not tap.failed:
         return admission.expected(status)  # it could not be read, or says nothing: the expectation is all there is
-    return counted(admission, estimator, tap, status)
+    return counted(admission, meter, tap, status)
 
 
-def counted(admission: Admission, estimator: CostEstimator, tap: UsageTap, status: int) -> Spent:
+def counted(admission: Admission, meter: Meter | None, tap: UsageTap, status: int) -> Spent:
     """Count a response that did not tell, or has not told all yet."""
     usage, estimate = tap.usage or Usage(), admission.estimate
     made = max(usage.output_tokens, -(-tap.output_chars // _CHARS_PER_TOKEN))
     if estimate.max_output_tokens:
         made = min(made, max(estimate.max_output_tokens, usage.output_tokens))
     read = usage.input_tokens if tap.usage else (estimate.expected_input_tokens or estimate.input_tokens)
-    return price(admission, estimator, replace(usage, input_tokens=read, output_tokens=made, estimated=True), status)
+    return price(admission, meter, replace(usage, input_tokens=read, output_tokens=made, estimated=True), status)
 
 
-def price(admission: Admission, estimator: CostEstimator, usage: Usage, status: int | None) -> Spent:
-    """Price a usage; an estimator that cannot charges what it expected."""
-    meter = estimator if isinstance(estimator, Meter) else None
+def price(admission: Admission, meter: Meter | None, usage: Usage, status: int | None) -> Spent:
+    """Price a usage; an estimator without a meter charges what it expected."""
     if meter is None:
         return replace(admission.expected(status), usage=usage)
     return Spent(

@@ -25,7 +25,6 @@ from sark_mw.asgi.routes import Route
 from sark_mw.asgi.types import App, Message, RawHeaders, Receive, Scope, Send, header
 from sark_mw.enforcement.admission import Admission, Spent
 from sark_mw.money import from_nanos
-from sark_mw.pricing.base import CostEstimator, Meter
 from sark_mw.wire.base import Call, UsageTap
 
 #: How often a long stream notes what it has cost so far; the renewal of its lease books that.
@@ -52,7 +51,7 @@ class Exchange:
     """
 
     __slots__ = (
-        "_admission", "_ask", "_body", "_call", "_complete", "_done", "_estimator", "_finished", "_gone_at", "_held_start",
+        "_admission", "_ask", "_body", "_call", "_complete", "_done", "_finished", "_gone_at", "_held_start",
         "_kept", "_options", "_receive", "_replayed", "_report_at", "_route", "_send", "_tap", "_whole", "status",
     )  # fmt: skip
 
@@ -61,7 +60,6 @@ class Exchange:
         *,
         admission: Admission,
         route: Route,
-        estimator: CostEstimator,
         call: Call,
         body: bytes,
         receive: Receive,
@@ -71,7 +69,6 @@ class Exchange:
     ) -> None:
         self._admission = admission
         self._route = route
-        self._estimator = estimator
         self._call = call
         self._body = body
         self._receive = receive
@@ -246,7 +243,7 @@ class Exchange:
             return
         self._report_at = now + _REPORT_S
         if not self._route.per_call and self.status is not None and (tap.usage is not None or tap.output_chars):
-            self._admission.report(counted(self._admission, self._estimator, tap, self.status))
+            self._admission.report(counted(self._admission, self._route.meter, tap, self.status))
 
     def _finish(self) -> bytes:
         if self._finished or self._tap is None:
@@ -290,8 +287,8 @@ class Exchange:
             self._ask(spent, bytes(self._kept) if self._kept else None)
             return
         self._admission.settle(spent)
-        if spent.usage is not None and not spent.estimated and isinstance(self._estimator, Meter):
-            self._estimator.observe(spent.usage, self._admission.estimate)
+        if spent.usage is not None and not spent.estimated and self._route.meter is not None:
+            self._route.meter.observe(spent.usage, self._admission.estimate)
 
     def _spent(self, ended: Ended) -> Spent | None:
         if self._whole is not None:
@@ -303,7 +300,7 @@ class Exchange:
             return spent_per_call(self._admission, self.status)
         if self.status >= 300 and self._route.wire.name != "plain":
             return None  # a provider that redirects has done nothing yet
-        return spent_on(self._admission, self._estimator, self._tap, self.status, ended)
+        return spent_on(self._admission, self._route.meter, self._tap, self.status, ended)
 
 
 def _short(length: bytes | None) -> bool:

@@ -21,7 +21,7 @@ from sark_mw.enforcement.admission import Admission, Spent
 from sark_mw.enforcer import Invocation
 from sark_mw.errors import InvalidRequestError, LedgerUnavailableError, StoreError
 from sark_mw.instrumentation.base import RequestFinished, RequestOutcome
-from sark_mw.pricing.base import InvocationResult, Meter
+from sark_mw.pricing.base import InvocationResult
 from sark_mw.sark import Sark
 from sark_mw.wire.base import Call, Refusal, RefusalKind
 from sark_mw.wire.body import parse
@@ -189,7 +189,6 @@ class MeteredRequest:
         exchange = Exchange(
             admission=admission,
             route=self._route,
-            estimator=invocation.estimator,
             call=call,
             body=call.raw if rewritten is None else rewritten,
             receive=self._receive,
@@ -210,7 +209,7 @@ class MeteredRequest:
     def _asker(self, admission: Admission, invocation: Invocation) -> Asker | None:
         """Return what settles by the word of a user's own estimator; None where usage or price decide."""
         estimator = invocation.estimator
-        if isinstance(estimator, Meter) or not estimator.supports_actual_cost():
+        if self._route.meter is not None or not estimator.supports_actual_cost():
             return None
 
         async def settle(spent: Spent, body: bytes | None) -> None:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from importlib import import_module
 
 from sark_mw.errors import ConfigurationError
-from sark_mw.pricing.base import CostEstimator
+from sark_mw.pricing.base import CostEstimator, Meter
 from sark_mw.pricing.fixed import FixedCostEstimator, NoCostEstimator
 from sark_mw.settings import RouteSettings
 from sark_mw.wire import WIRES
@@ -34,13 +34,15 @@ class Route:
     """How one request is metered.
 
     `estimator` is None where the wire is known but nobody can price it: such a request is refused, since it would spend unseen.
-    `per_call`: the price does not depend on usage. `call_price` is that of one call, None where the estimator decides.
-    `capability` is the name in ledger and policies where a rule gives one, `fallback_capability` that of what has no better name.
+    `meter` is its fast face, None for a user's own. `per_call`: the price does not depend on usage; `call_price` is that of one
+    call, None where the estimator decides. `capability` is the name in ledger and policies where a rule gives one,
+    `fallback_capability` that of what has no better name.
     """
 
     wire: Wire
     operation: Operation
     estimator: CostEstimator | None
+    meter: Meter | None
     per_call: bool
     call_price: Decimal | None = None
     capability: str | None = None
@@ -95,6 +97,7 @@ class Router:
             wire=wire,
             operation=operation,
             estimator=estimator,
+            meter=_meter(estimator),
             per_call=_is_per_call(estimator),
             fallback_capability=operation.value,
         )
@@ -114,6 +117,7 @@ class Router:
             wire=wire,
             operation=operation or _USUAL_OPERATION[wire.name],
             estimator=estimator,
+            meter=_meter(estimator),
             per_call=_is_per_call(estimator),
             call_price=rule.price,
             capability=rule.capability,
@@ -158,6 +162,11 @@ class Router:
             names = ", ".join(sorted(self._estimators))
             raise ConfigurationError(f"route {rule.path}: there is no estimator for provider {rule.provider!r}, only for {names}")
         return self._estimators[rule.provider]
+
+
+def _meter(estimator: CostEstimator | None) -> Meter | None:
+    # Once per path and not per request: the check of a Protocol takes some 20 µs.
+    return estimator if isinstance(estimator, Meter) else None
 
 
 def _is_per_call(estimator: CostEstimator | None) -> bool:

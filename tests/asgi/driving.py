@@ -22,6 +22,8 @@ from sark_mw.settings import Settings
 
 CHAT: dict[str, Any] = {"model": "gpt-4o", "max_tokens": 200, "messages": [{"role": "user", "content": "hello there"}]}
 MESSAGES: dict[str, Any] = {"model": "claude-haiku-4-5", "max_tokens": 200, "messages": [{"role": "user", "content": "hello"}]}
+#: An output limit far above what is usual, so that the expectation and the hold are different figures.
+LONG: dict[str, Any] = {**CHAT, "max_tokens": 4000}
 EMBED: dict[str, Any] = {"model": "text-embedding-3-small", "input": "hello there"}
 JSON = ("content-type", "application/json")
 
@@ -176,6 +178,13 @@ class Gateway:
         """Return the only entry there is."""
         (only,) = await self.entries()
         return only
+
+    async def expected_entry(self) -> LedgerEntry:
+        """Return the only entry, which must be booked at its expectation: not at its hold, and flagged."""
+        entry = await self.entry()
+        assert entry.kind == "settle" and entry.estimated and entry.actual_nanos is None
+        assert 0 < entry.cost_nanos == entry.expected_nanos < entry.held_nanos
+        return entry
 
     async def balance(self, scope: str = "user:a", unit: str = Unit.USD, root: str = "default") -> Balance:
         """Return the counter of the only limit of this unit on a scope."""

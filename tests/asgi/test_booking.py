@@ -15,7 +15,7 @@ from sark_mw.money import from_nanos
 from sark_mw.pricing.openai import OpenAICostEstimator
 from sark_mw.usage import Usage
 from tests.asgi.conftest import MakeGateway
-from tests.asgi.driving import CHAT, EMBED, MESSAGES, Answer, Gateway
+from tests.asgi.driving import CHAT, EMBED, LONG, MESSAGES, Answer, Gateway
 
 STREAM = {**CHAT, "stream": True}
 DIALECTS: list[tuple[str, dict[str, Any]]] = [
@@ -125,9 +125,8 @@ async def test_a_stream_that_fails_midway_settles_what_it_produced(books: MakeGa
 @pytest.mark.parametrize("fault", ["cut_midway", "half_chunk"])
 async def test_half_a_document_is_booked_at_the_expectation(books: MakeGateway, fault: str) -> None:
     gateway = await books(FakeProvider(faults=[fault]))
-    await gateway.post()
-    entry = await gateway.entry()
-    assert entry.estimated and entry.cost_nanos == entry.expected_nanos > 0
+    await gateway.post(LONG)
+    await gateway.expected_entry()
 
 
 async def _raising(scope: Scope, receive: Receive, send: Send) -> None:
@@ -182,9 +181,8 @@ async def test_a_response_in_an_unknown_encoding_is_booked_at_the_expectation(bo
         await send({"type": "http.response.body", "body": b"hello"})
 
     gateway = await books(app)
-    assert (await gateway.post()).body == b"hello"
-    entry = await gateway.entry()
-    assert entry.estimated and entry.cost_nanos == entry.expected_nanos > 0
+    assert (await gateway.post(LONG)).body == b"hello"
+    await gateway.expected_entry()
 
 
 async def test_a_spent_budget_refuses_before_the_app_is_called(books: MakeGateway) -> None:
@@ -288,13 +286,12 @@ async def test_a_cancelled_request_is_booked_at_the_expectation_and_the_settle_s
         await asyncio.Event().wait()
 
     gateway = await books(app)
-    running = asyncio.ensure_future(gateway.post())
+    running = asyncio.ensure_future(gateway.post(LONG))
     await called.wait()
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    entry = await gateway.entry()
-    assert (entry.kind, entry.estimated, entry.cost_nanos) == ("settle", True, entry.expected_nanos)
+    await gateway.expected_entry()
 
 
 async def test_the_estimator_learns_from_what_was_really_used(make: MakeGateway) -> None:
