@@ -28,7 +28,10 @@ class Tombstone:
 
 @dataclass(slots=True)
 class Hold:
-    """A live reservation. Amounts by unit: `ceiling` was held at first, `remaining` is held now, `known` is booked by partial settles so far."""
+    """A live reservation, in amounts by unit.
+
+    `ceiling` was held at first, `remaining` is held now, `known` is booked by partial settles so far.
+    """
 
     root: str
     made_ms: int

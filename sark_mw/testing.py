@@ -1,4 +1,4 @@
-"""What a user's own tests need: the executable specification of the store, a clock to move, a recording ledger, a fake provider."""
+"""What a user's own tests need: the executable specification of the store, a clock to move, a ledger, a provider."""
 
 from __future__ import annotations
 
