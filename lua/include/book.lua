@@ -1,6 +1,8 @@
 -- The book: counters read once, changed in memory, written back in a few calls. Sums stay exact: a change is added up in a
 -- Lua number only below 2^53, and a counter beyond that is written with HINCRBY.
 local MAX_BUCKETS = 52
+-- Fields of one command: Lua unpacks fewer than 8,000 words, and a call that fails half way leaves what it wrote before.
+local MAX_FIELDS = 2000
 
 local function open_book(key, now, retention)
   return { key = key, now = now, retention = retention, rows = {}, order = {} }
@@ -20,13 +22,17 @@ local function load_rows(book, lines)
   if #missing == 0 then
     return
   end
-  local spent = redis.call('HMGET', book.key.spent, unpack(missing))
-  local held = redis.call('HMGET', book.key.held, unpack(missing))
-  for n, row in ipairs(rows) do
-    row.is_new = not spent[n]
-    row.spent_text, row.held_text = spent[n] or '0', held[n] or '0'
-    row.spent, row.held = tonumber(row.spent_text), tonumber(row.held_text)
-    book.order[#book.order + 1] = row
+  for first = 1, #missing, MAX_FIELDS do
+    local last = math.min(first + MAX_FIELDS - 1, #missing)
+    local spent = redis.call('HMGET', book.key.spent, unpack(missing, first, last))
+    local held = redis.call('HMGET', book.key.held, unpack(missing, first, last))
+    for n = first, last do
+      local row, i = rows[n], n - first + 1
+      row.is_new = not spent[i]
+      row.spent_text, row.held_text = spent[i] or '0', held[i] or '0'
+      row.spent, row.held = tonumber(row.spent_text), tonumber(row.held_text)
+      book.order[#book.order + 1] = row
+    end
   end
 end
 
@@ -139,11 +145,11 @@ local function write_rows(book, hash, what, drop_zero)
       row[what], row[change], row[flag], row[what .. '_text'] = total, 0, nil, nil
     end
   end
-  if #gone > 0 then
-    redis.call('HDEL', hash, unpack(gone))
+  for first = 1, #gone, MAX_FIELDS do
+    redis.call('HDEL', hash, unpack(gone, first, math.min(first + MAX_FIELDS - 1, #gone)))
   end
-  if #sets > 0 then
-    redis.call('HSET', hash, unpack(sets))
+  for first = 1, #sets, 2 * MAX_FIELDS do
+    redis.call('HSET', hash, unpack(sets, first, math.min(first + 2 * MAX_FIELDS - 1, #sets)))
   end
 end
 

@@ -24,6 +24,8 @@ _PASSING = (
     redis_errors.ClusterDownError,
     redis_errors.MasterDownError,
     redis_errors.ConnectionError,
+    # No RedisError, though it says that no node of a cluster answers, or none has the slot.
+    redis_errors.RedisClusterException,
 )
 _BACK_OFF_S = 0.02
 
@@ -55,21 +57,23 @@ class Commands:
 
         async def once() -> Any:
             try:
-                return await self._send(("EVALSHA", script.sha, len(keys), *keys, *args), durable)
+                return await self._send(("EVALSHA", script.sha, len(keys), *keys, *args), keys[0], durable)
             except (redis_errors.NoScriptError, redis_errors.NoPermissionError):
-                return await self._send(("EVAL", script.source, len(keys), *keys, *args), durable)
+                return await self._send(("EVAL", script.source, len(keys), *keys, *args), keys[0], durable)
 
         return await self.run(name, once, items=items)
 
-    async def _send(self, command: tuple[Any, ...], durable: bool) -> Any:
+    async def _send(self, command: tuple[Any, ...], meta: str, durable: bool) -> Any:
         wanted, timeout_ms = self._wait
         if not (durable and wanted):
             return await self.client.execute_command(*command)
-        # WAIT speaks of its own connection's writes: both go down the same one, in one round trip.
+        # WAIT speaks of its own connection's writes: all three go down the same one, in one round trip. A repeated call
+        # changes nothing, so without a write of its own it would not wait for what the first one wrote on another connection.
         async with self.client.pipeline(transaction=False) as pipe:
             pipe.execute_command(*command)
+            pipe.hincrby(meta, "waits", 1)
             pipe.execute_command("WAIT", wanted, timeout_ms)
-            reply, reached = await pipe.execute()
+            reply, _, reached = await pipe.execute()
         if int(reached) < wanted:
             raise StoreUnavailableError(f"only {reached} of {wanted} replicas confirmed within {timeout_ms} ms")
         return reply
@@ -87,7 +91,7 @@ class Commands:
             self.breaker.failed()
             self._note(name, time.monotonic() - started, "timeout", items)
             raise StoreUnavailableError(f"the store did not answer {name} within {self.deadline_s} s") from error
-        except (redis_errors.RedisError, OSError) as error:
+        except (redis_errors.RedisError, redis_errors.RedisClusterException, OSError) as error:
             self.breaker.failed()
             self._note(name, time.monotonic() - started, "error", items)
             raise StoreUnavailableError(f"the store refused {name}: {error}") from error
