@@ -39,6 +39,7 @@ class Commands:
         *,
         deadline_s: float,
         breaker: Breaker,
+        max_in_flight: int = 32,
         observer: StoreObserver | None = None,
         wait_replicas: int = 0,
         wait_timeout_ms: int = 100,
@@ -48,6 +49,8 @@ class Commands:
         self.breaker = breaker
         self.observer = observer
         self._wait = (wait_replicas, wait_timeout_ms)
+        # The pools of Sentinel and Cluster do not queue, they raise: a burst of calls must not look like a dead server.
+        self._slots = asyncio.Semaphore(max_in_flight)
 
     async def script(
         self, name: str, keys: Sequence[str], args: Sequence[str | int], *, items: int = 1, durable: bool = False
@@ -104,20 +107,21 @@ class Commands:
 
     async def _persist(self, call: Callable[[], Awaitable[Answer]]) -> Answer:
         """Try again where the fault is passing; a lost answer gets half of the deadline, the repetition the other half."""
-        patience = self.deadline_s / 2
         ends = time.monotonic() + self.deadline_s
-        while True:
-            try:
-                async with asyncio.timeout(patience):
-                    return await call()
-            except (TimeoutError, redis_errors.TimeoutError):
-                patience = max(ends - time.monotonic(), 0.001)
-                if time.monotonic() + _BACK_OFF_S >= ends:
-                    raise
-            except _PASSING:
-                if time.monotonic() + _BACK_OFF_S >= ends:
-                    raise
-                await asyncio.sleep(_BACK_OFF_S)
+        async with self._slots:
+            patience = max((ends - time.monotonic()) / 2, 0.001)
+            while True:
+                try:
+                    async with asyncio.timeout(patience):
+                        return await call()
+                except (TimeoutError, redis_errors.TimeoutError):
+                    patience = max(ends - time.monotonic(), 0.001)
+                    if time.monotonic() + _BACK_OFF_S >= ends:
+                        raise
+                except _PASSING:
+                    if time.monotonic() + _BACK_OFF_S >= ends:
+                        raise
+                    await asyncio.sleep(_BACK_OFF_S)
 
     def _note(self, name: str, seconds: float, outcome: str, items: int) -> None:
         if self.observer is not None:

@@ -62,6 +62,7 @@ async def open_store(url: str, options: StoreOptions | None = None, **changes: A
         client,
         deadline_s=chosen.deadline_s,
         breaker=breaker,
+        max_in_flight=chosen.max_connections,
         observer=observer,
         wait_replicas=chosen.wait_replicas,
         wait_timeout_ms=chosen.wait_timeout_ms,

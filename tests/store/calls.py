@@ -58,9 +58,7 @@ class Caller:
 
     async def release(self, name: str) -> SettleReply:
         """Give a hold back."""
-        return await self.store.settle(
-            Settle(reservation_id=name, root=ROOT, lines=(), amounts=(), kind=Resolution.RELEASE)
-        )
+        return await self.store.settle(Settle(reservation_id=name, root=ROOT, lines=(), amounts=(), kind=Resolution.RELEASE))
 
     async def counted(self) -> tuple[int, int]:
         """Read what is spent and what is held of the budget."""

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from redis.exceptions import MaxConnectionsError
 
 from sark_mw.errors import ConfigurationError, StoreUnavailableError
-from sark_mw.reservation import Outcome
 from sark_mw.store.connect import open_store
 from tests.servers.cluster import ValkeyCluster
 from tests.servers.fixtures import FreshValkey
 from tests.servers.redis_server import RedisHandle, RedisServer
 from tests.servers.sentinel import ValkeySentinel
 from tests.servers.tls import TlsRedisServer
-from tests.store.calls import budget, opened
+from tests.store.calls import Watch, budget, opened
+
+
+@pytest.fixture
+def refused_by_the_pool(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Hear of every time that a pool of redis-py refused a connection for having too many."""
+    heard: list[str] = []
+
+    def init(self: MaxConnectionsError, *words: object) -> None:
+        heard.append("refused")
+        super(MaxConnectionsError, self).__init__(*words)
+
+    monkeypatch.setattr(MaxConnectionsError, "__init__", init)
+    return heard
 
 
 async def live_once(url: str, **options: object) -> None:
@@ -131,25 +143,33 @@ async def test_a_cluster_cannot_wait_for_replicas(tmp_path: Path) -> None:
         await open_store("redis+cluster://localhost", wait_replicas=1)
 
 
-Address = Callable[[], str]
-
-
-async def test_five_hundred_calls_in_flight_share_the_connections_to_a_cluster(valkey_cluster: ValkeyCluster) -> None:
-    async with opened(f"redis+cluster{valkey_cluster.url[5:]}", shards=256, max_connections=4) as store:
-        await store.begin()
-        await asyncio.gather(*(store.limits(f"root-{n}") for n in range(500)))
+async def test_a_burst_of_calls_to_a_cluster_waits_for_connections_and_opens_no_breaker(
+    valkey_cluster: ValkeyCluster, refused_by_the_pool: list[str]
+) -> None:
+    watch = Watch()
+    url = f"redis+cluster{valkey_cluster.url[5:]}"
+    async with opened(url, max_connections=4, breaker_threshold=1, observer=watch) as store:
+        caller = await budget(store, 100)
+        counted = await asyncio.gather(*(caller.counted() for _ in range(500)))
+        assert counted == [(0, 0)] * 500
         for node in valkey_cluster.masters:
             assert _connections(node) <= 4 + 1
+    assert watch.states == []
+    assert refused_by_the_pool == []
 
 
-async def test_five_hundred_calls_in_flight_share_the_connections_found_by_sentinel(valkey_sentinel: ValkeySentinel) -> None:
+async def test_a_burst_of_calls_through_sentinel_waits_for_connections_and_opens_no_breaker(
+    valkey_sentinel: ValkeySentinel, refused_by_the_pool: list[str]
+) -> None:
+    watch = Watch()
     url = f"redis+sentinel://{_sentinel(valkey_sentinel)}/sark"
-    async with opened(url, shards=256, max_connections=4) as store:
-        await store.begin()
-        await asyncio.gather(*(store.limits(f"root-{n}") for n in range(500)))
-        assert _connections(valkey_sentinel.master) <= 4 + 1
+    async with opened(url, max_connections=4, breaker_threshold=1, observer=watch) as store:
         caller = await budget(store, 100)
-        assert (await caller.reserve("a")).outcome is Outcome.HELD
+        counted = await asyncio.gather(*(caller.counted() for _ in range(500)))
+        assert counted == [(0, 0)] * 500
+        assert _connections(valkey_sentinel.master) <= 4 + 1
+    assert watch.states == []
+    assert refused_by_the_pool == []
 
 
 def _sentinel(servers: ValkeySentinel) -> str:

@@ -189,7 +189,8 @@ async def test_with_a_dead_replica_nothing_is_promised_that_it_should_have_confi
 async def test_a_repeated_call_waits_for_the_replicas_too(valkey_sentinel: ValkeySentinel) -> None:
     """The repetition changes nothing, so its own connection has nothing to wait for: the first one's write must be."""
     url = valkey_sentinel.master.url
-    async with opened(url, wait_replicas=1, wait_timeout_ms=100) as first, opened(url, wait_replicas=1, wait_timeout_ms=100) as second:
+    options = {"wait_replicas": 1, "wait_timeout_ms": 100}
+    async with opened(url, **options) as first, opened(url, **options) as second:
         caller = await budget(first, 100)
         again = await another(caller, second)
         valkey_sentinel.sentinel.kill()

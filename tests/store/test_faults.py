@@ -222,9 +222,7 @@ async def test_a_server_restarted_in_the_middle_of_traffic_keeps_what_it_answere
                 await caller.settle(f"r{number}", 9, reply.made_ms)
             return reply.admitted
 
-        admitted, _ = await asyncio.gather(
-            asyncio.gather(*(spend(n) for n in range(100))), asyncio.to_thread(server.restart)
-        )
+        admitted, _ = await asyncio.gather(asyncio.gather(*(spend(n) for n in range(100))), asyncio.to_thread(server.restart))
         spent, held = await caller.counted()
         assert (spent, held) == (9 * sum(admitted), 0)
         assert await caller.booked() == spent

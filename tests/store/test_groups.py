@@ -40,7 +40,8 @@ async def test_a_group_is_split_where_requests_were_made_from_other_limits(valke
         old = await budget(store, 1_000)
         new = await budget(store, 20)
         assert new.table.version == old.table.version + 1
-        replies = await asyncio.gather(*(caller.reserve(name) for name, caller in zip("abcdef", (old, new, new, old, new, new), strict=True)))
+        asked = zip("abcdef", (old, new, new, old, new, new), strict=True)
+        replies = await asyncio.gather(*(caller.reserve(name) for name, caller in asked))
         stale, held, exceeds = Outcome.STALE_LIMITS, Outcome.HELD, Outcome.EXCEEDS_LIMIT
         assert [reply.outcome for reply in replies] == [stale, held, held, stale, exceeds, exceeds]
         assert [items for name, _, items in watch.calls if name == "reserve"] == [1, 2, 1, 2]

@@ -143,7 +143,4 @@ async def test_five_hundred_calls_in_flight_share_two_connections(valkey_server:
         tables = await asyncio.gather(*(store.limits(f"root-{n}") for n in range(500)))
         assert len({table.epoch for table in tables}) > 100
         assert set(watch.outcomes("limits")) == {"ok"}
-        connected = valkey_server.command("CLIENT", "LIST")
-        names = [client["name"] if isinstance(client, dict) else client for client in connected] if isinstance(connected, list) else []
-        ours = [name for name in names if name == "sark-mw"] if names else str(connected).count("name=sark-mw")
-        assert (len(ours) if isinstance(ours, list) else ours) == 2
+        assert sum("sark-mw" in str(client) for client in valkey_server.command("CLIENT", "LIST")) == 2
