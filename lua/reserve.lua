@@ -17,7 +17,7 @@
 -- ARGV[4] shard
 -- ARGV[5] n_lines, then per line: counter unit amount starts_ms ends_ms kind
 -- then n_items, and per item: id root lease_ms made_ms needs lines tail
---   made_ms: 0, or that of a hold whose data was lost: held again whatever the limits say
+--   made_ms: 0, or that of a hold whose data was lost: held again whatever the limits say, less what its parts booked
 --   needs: words unit:held:expected:0; lines: indices of the lines above; tail: the lines and the entry as a record ends
 -- Returns {code, now_ms, epoch, version, swept, {spent of each line before the group}, {held}, {answer per item}}
 --   code ok: answers are
@@ -105,6 +105,27 @@ end
 
 local new_holds, new_leases, fresh = {}, {}, {}
 
+-- The head of a hold's record: anew, or with the parts that the ledger knew of before the data was lost.
+local function head_of(item, made)
+  local stone = item.stone
+  if not stone then
+    return digits(made) .. ' 0 0 ' .. item.root .. ' ' .. item.needs
+  end
+  redis.call('HDEL', key.done, item.id)
+  redis.call('HDEL', key.done_before, item.id)
+  local units, seen = {}, {}
+  for unit, ceiling, expected in string.gmatch(item.needs, '(%S+):(%d+):(%d+):%d+') do
+    units[#units + 1] = { unit = unit, ceiling = tonumber(ceiling), expected = tonumber(expected), known = stone.known[unit] or 0 }
+    seen[unit] = true
+  end
+  for unit, amount in pairs(stone.known) do
+    if not seen[unit] then
+      units[#units + 1] = { unit = unit, ceiling = 0, expected = 0, known = amount }
+    end
+  end
+  return format_head(made, stone.last_part, stone.entries, item.root, units)
+end
+
 local function admit(item, set, need)
   for _, line in ipairs(set.lines) do
     local amount = need[line.unit] or 0
@@ -117,7 +138,7 @@ local function admit(item, set, need)
   local made = item.made > 0 and item.made or now
   if item.lease > 0 then
     new_holds[#new_holds + 1] = item.id
-    new_holds[#new_holds + 1] = digits(made) .. ' 0 0 ' .. item.root .. ' ' .. item.needs .. item.tail
+    new_holds[#new_holds + 1] = head_of(item, made) .. item.tail
     new_leases[#new_leases + 1] = digits(now + item.lease)
     new_leases[#new_leases + 1] = item.id
     return 'held'
@@ -144,7 +165,13 @@ local function decide(n, item)
     return 'repeated held ' .. string.match(live[n], '^%d+')
   end
   if dead[n] then
-    return 'repeated ' .. string.match(dead[n], '^%S+')
+    local stone = parse_tombstone(dead[n])
+    if stone.resolution ~= 'held' then
+      return 'repeated ' .. stone.resolution
+    elseif item.made == 0 or item.lease == 0 then
+      return 'repeated held ' .. digits(stone.made)
+    end
+    item.stone = stone
   end
   local set = set_of(item.lines)
   if item.made == 0 and not set.in_period then
@@ -152,7 +179,7 @@ local function decide(n, item)
   end
   local need = {}
   for unit, held in string.gmatch(item.needs, '(%S+):(%d+):%d+:%d+') do
-    need[unit] = tonumber(held)
+    need[unit] = math.max(tonumber(held) - (item.stone and item.stone.known[unit] or 0), 0)
   end
   local refusing, shadow = exceeded_by(set, need)
   if refusing and item.made == 0 then

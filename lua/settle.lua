@@ -16,7 +16,8 @@
 -- ARGV[3] n_items, and per item: id root part kind made_ms amounts lines line_texts estimated entry
 --   kind: settle, partial or release; line_texts: the lines as a record has them
 --   amounts: words unit:amount, all that the reservation has cost so far (so that a part that overtakes another loses
---   nothing); a release without amounts leaves what is known
+--   nothing); a release without amounts leaves what is known; after a word "+" what it cost more (or less), for an entry
+--   of data that was lost
 -- Returns {code, now_ms, epoch, swept, {answer per item}}
 --   code ok: answers are
 --     settled, released, held, repeated <settled|released|held>, forgotten, out_of_range,
@@ -58,13 +59,15 @@ end
 -- What this item books per unit: the cost so far that it states, less what is booked already (known and estimated).
 local function booking_of(item, known, estimated)
   local stated, order, booked = {}, {}, {}
-  for unit, amount in string.gmatch(item.amounts, '(%S+):(%d+)') do
-    stated[unit] = tonumber(amount)
+  local relative = string.byte(item.amounts) == 43
+  for unit, amount in string.gmatch(item.amounts, '(%S+):(%-?%d+)') do
+    local before = relative and (known[unit] or 0) + (estimated[unit] or 0) or 0
+    stated[unit] = math.max(before + tonumber(amount), 0)
     order[#order + 1] = unit
   end
   for unit, amount in pairs(known) do
     if not stated[unit] then
-      stated[unit] = amount
+      stated[unit] = amount + (relative and estimated[unit] or 0)
       order[#order + 1] = unit
     end
   end
@@ -177,11 +180,11 @@ end
 -- Nothing is known of the reservation (its data was lost): book it in full, unless tombstones are too short-lived to know.
 local function book_unknown(item)
   local stone = {
-    resolution = 'released', last_part = 0, entries = item.part - 1, made = item.made, known = {}, estimated = {}, tail = '',
+    resolution = 'held', last_part = 0, entries = item.part - 1, made = item.made, known = {}, estimated = {}, tail = '',
   }
   if item.kind == 'release' and item.amounts == '' then
     -- Its reserve may still be on the way: it must find the reservation ended.
-    stone.last_part, stone.made = item.part, now
+    stone.resolution, stone.last_part, stone.made = 'released', item.part, now
     bury(item, stone)
     return 'released late'
   end

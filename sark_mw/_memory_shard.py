@@ -139,6 +139,7 @@ class Shard:
         last_seq: int,
         resolved: Sequence[RestoredReservation],
         now: int,
+        epoch: str = "",
     ) -> None:
         """Begin anew from what the ledger knows, unless somebody else did."""
         if self.epoch:
@@ -152,7 +153,12 @@ class Shard:
             self._ledger_sums[counter.line.counter] += counter.spent
         self._done = {each.reservation_id: remembered(each) for each in resolved}
         self._done_before, self._done_since_ms = {}, now
-        self.seq, self.version, self.epoch = last_seq, 1, secrets.token_hex(8)
+        self.seq, self.version, self.epoch = last_seq, 1, epoch or secrets.token_hex(8)
+
+    def abandon(self, epoch: str) -> str:
+        """Give up the data of this epoch; return the one in force."""
+        self.epoch = "" if self.epoch == epoch else self.epoch
+        return self.epoch
 
     def check(self) -> None:
         """Raise AssertionError unless the invariants of the books hold on all of the shard's state."""
@@ -174,6 +180,9 @@ class Shard:
         if hold := self._holds.get(request.reservation_id):
             return replace(reply, made_ms=hold.made_ms)
         if stone := self._tombstone(request.reservation_id):
+            if stone.resolution == Outcome.HELD:
+                # Its parts were booked before the data was lost; what they left of it may be held again.
+                return None if request.made_ms and request.lease_ms else replace(reply, made_ms=stone.made_ms)
             at_once = request.lease_ms == 0 and stone.resolution == Outcome.SETTLED
             return replace(reply, outcome=Outcome.BOOKED if at_once else stone.resolution)
         return None
@@ -184,7 +193,9 @@ class Shard:
         again = request.made_ms > 0
         if not again and any(now < line.starts_ms or (line.ends_ms and now >= line.ends_ms) for line in request.lines):
             return reply
-        need = {need.unit: need.held for need in request.needs}
+        stone = self._tombstone(request.reservation_id)
+        known = dict(stone.known) if stone else {}
+        need = {need.unit: max(need.held - known.get(need.unit, 0), 0) for need in request.needs}
         refusing, shadow = [], []
         for index, line in enumerate(request.lines):
             amount = need.get(line.unit, 0)
@@ -201,16 +212,19 @@ class Shard:
     def _hold(self, request: Reserve, need: Mapping[str, int], now: int) -> Outcome:
         for line in request.lines:
             self._counters.hold(line, need.get(line.unit, 0), now, again=request.made_ms > 0)
+        stone = self._done.pop(request.reservation_id, None) or self._done_before.pop(request.reservation_id, None)
         self._holds[request.reservation_id] = Hold(
             root=request.root,
             made_ms=request.made_ms or now,
             lease_ends_ms=now + request.lease_ms,
             lines=request.lines,
             entry=request.entry,
-            ceiling=dict(need),
+            ceiling={each.unit: each.held for each in request.needs},
             remaining=dict(need),
             expected={each.unit: each.expected for each in request.needs},
-            known=dict.fromkeys(need, 0),
+            known=dict.fromkeys(need, 0) | (dict(stone.known) if stone else {}),
+            last_part=stone.last_part if stone else 0,
+            entries=stone.entries if stone else 0,
         )
         return Outcome.HELD
 
@@ -247,7 +261,7 @@ class Shard:
         return self._book_unknown(request, reply, now)
 
     def _resolve_hold(self, request: Settle, hold: Hold, reply: SettleReply, now: int) -> SettleReply:
-        stated = {**hold.known, **dict(request.amounts)}
+        stated = _stated(request, hold.known, hold.known)
         booked = {unit: amount - hold.known.get(unit, 0) for unit, amount in stated.items()}
         if not self._counters.can_book(hold.lines, booked):
             return replace(reply, outcome=Outcome.OUT_OF_RANGE)
@@ -271,9 +285,9 @@ class Shard:
 
     def _correct(self, request: Settle, stone: Tombstone, reply: SettleReply, now: int) -> SettleReply:
         """Book the difference between the truth and what is booked already, in the reservation's own period."""
-        stated = {**stone.known, **dict(request.amounts)}
-        so_far = Sums(stone.known) + Sums(stone.estimated)
-        booked = {unit: amount - so_far[unit] for unit, amount in stated.items()}
+        so_far = {unit: stone.known.get(unit, 0) + stone.estimated.get(unit, 0) for unit in (*stone.known, *stone.estimated)}
+        stated = _stated(request, stone.known, so_far)
+        booked = {unit: amount - so_far.get(unit, 0) for unit, amount in stated.items()}
         lines = stone.lines or request.lines
         if not self._counters.can_book(lines, booked):
             return replace(reply, outcome=Outcome.OUT_OF_RANGE)
@@ -301,7 +315,8 @@ class Shard:
             return replace(reply, outcome=Outcome.RELEASED, late=True)
         if request.made_ms <= 0 or now - request.made_ms > self._retention_ms:
             return reply
-        return self._correct(request, unknown, reply, now)
+        # If only a part comes, what it leaves may be held again.
+        return self._correct(request, replace(unknown, resolution=Outcome.HELD), reply, now)
 
     def _append(self, request: Settle, part: int, booked: Mapping[str, int], now: int, *, late: bool = False) -> None:
         self.seq += 1
@@ -342,3 +357,10 @@ class Shard:
             self._done_since_ms = now  # the clock went back: the generation begins anew, but forgets nothing
         elif now - self._done_since_ms > self._retention_ms:
             self._done_before, self._done, self._done_since_ms = self._done, {}, now
+
+
+def _stated(request: Settle, known: Mapping[str, int], so_far: Mapping[str, int]) -> dict[str, int]:
+    """Say what the reservation has cost by this request: what it states, or what it adds to all that is booked so far."""
+    if request.relative:
+        return {**so_far, **{unit: max(so_far.get(unit, 0) + amount, 0) for unit, amount in request.amounts}}
+    return {**known, **dict(request.amounts)}

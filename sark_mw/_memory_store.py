@@ -15,7 +15,7 @@ from sark_mw._memory_shard import Shard
 from sark_mw.errors import StoreDataLostError
 from sark_mw.limit import Limit
 from sark_mw.reservation import ExtendReply, Line, Reserve, ReserveReply, Settle, SettleReply
-from sark_mw.store.base import LimitTable, OutboxEntry, RestoredCounter, RestoredReservation, Snapshot
+from sark_mw.store.base import LimitTable, OutboxEntry, RestoredCounter, RestoredReservation, ShardPosition, Snapshot
 
 
 class ManualClock:
@@ -135,6 +135,15 @@ class MemoryStore:
         """Name the shards without an epoch: never begun, or lost."""
         return [shard.number for shard in self._shards if not shard.epoch]
 
+    async def position(self, shard: int) -> ShardPosition:
+        """Tell the shard's epoch, ledger sequence and time."""
+        own = self._shards[shard]
+        return ShardPosition(shard=shard, epoch=own.epoch, seq=own.seq if own.epoch else 0, at_ms=self.clock())
+
+    async def abandon(self, shard: int, epoch: str) -> str:
+        """Give up a shard's data of one epoch; return the epoch in force."""
+        return self._shards[shard].abandon(epoch)
+
     async def restore(
         self,
         shard: int,
@@ -142,9 +151,11 @@ class MemoryStore:
         counters: Sequence[RestoredCounter] = (),
         last_seq: int = 0,
         resolved: Sequence[RestoredReservation] = (),
+        *,
+        epoch: str = "",
     ) -> str:
         """Begin a shard with what the ledger knows; the first caller wins."""
-        self._shards[shard].restore(limits, counters, last_seq, resolved, self.clock())
+        self._shards[shard].restore(limits, counters, last_seq, resolved, self.clock(), epoch)
         return self._shards[shard].epoch
 
     async def begin(self) -> None:

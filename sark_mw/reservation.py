@@ -170,7 +170,8 @@ class Settle:
     """Book `amounts` (unit, integer: all that the reservation has cost so far) and, unless PARTIAL, end the reservation.
 
     `part` numbers the caller's settles of this reservation from 1; a repeated or lower number changes nothing, and since
-    amounts are cumulative a part that overtakes another loses nothing. A RELEASE without amounts books nothing more. `made_ms`
+    amounts are cumulative a part that overtakes another loses nothing. A RELEASE without amounts books nothing more. With
+    `relative` the amounts are what is added to (or, negative, taken from) all that is booked so far, never below 0. `made_ms`
     is that of the reserve's answer, `lines` are the reserve's: with both, a settle whose reservation is gone from the store
     is still booked, in the period it belongs to.
     """
@@ -184,11 +185,12 @@ class Settle:
     made_ms: int = 0
     estimated: bool = False
     entry: str = "{}"
+    relative: bool = False
 
     def __post_init__(self) -> None:
         _check_words(self.reservation_id, self.entry)
         for unit, amount in self.amounts:
-            _check_amount(unit, amount)
+            _check_amount(unit, abs(amount) if self.relative else amount)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

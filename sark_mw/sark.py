@@ -21,7 +21,9 @@ from sark_mw.enforcement.journal import Journal
 from sark_mw.enforcement.lease_shares import LeaseOptions
 from sark_mw.enforcement.leases import LeasePool
 from sark_mw.enforcement.limits import LimitRegistry
+from sark_mw.enforcement.rebook import Rebooker
 from sark_mw.enforcement.recovery import Recovery
+from sark_mw.enforcement.rehold import Rehold
 from sark_mw.enforcement.settler import Settler
 from sark_mw.enforcement.tables import LimitTables, ServerClock
 from sark_mw.enforcement.upkeep import Upkeep, UpkeepOptions
@@ -158,10 +160,10 @@ class Sark:
         settings, store = self.settings, self.store
         self.clock = ServerClock()
         self.tables = LimitTables(store, self.clock)
-        self.recovery = Recovery(store, self.ledger)
+        self.recovery = Recovery(store, self.ledger, drain=self._drain)
         self.limits = LimitRegistry(store, self.ledger, tables=self.tables, recovery=self.recovery)
         self.journal = Journal(settings.store.journal)
-        rebuild = self.recovery.rebuild
+        rebuild = self.recovery.ensure
         self.settler = Settler(
             store, clock=self.clock, journal=self.journal, instrumentation=self.instrumentation, rebuild=rebuild
         )
@@ -201,7 +203,10 @@ class Sark:
             batch=settings.ledger.batch,
             interval_s=settings.ledger.flush_interval_ms / 1000,
             events=self.instrumentation,
+            keeper=Rebooker(store, self.ledger, self.recovery),
         )
+        self.rehold = Rehold(store, tables=self.tables, live=self.enforcer.live, lease_ms=lease_ms)
+        self.tables.on_read = self.rehold.heard
         self.upkeep = Upkeep(
             store,
             live=self.enforcer.live,
@@ -211,6 +216,8 @@ class Sark:
             leases=self.leases,
             ledger=self.ledger,
             drift=self.drift,
+            recovery=self.recovery,
+            rehold=self.rehold,
             instrumentation=self.instrumentation,
             options=UpkeepOptions(
                 lease_ms=lease_ms,
@@ -218,6 +225,9 @@ class Sark:
                 drift_s=settings.observe.drift_interval_s,
             ),
         )
+
+    async def _drain(self) -> int:
+        return await self.flusher.flush_once()
 
     async def aclose(self, deadline_s: float = 10.0) -> None:
         """Settle what is in flight, flush what is in the outbox, close; at most about `deadline_s`."""
@@ -228,6 +238,7 @@ class Sark:
         await self.leases.aclose()
         await self.settler.drain(deadline_s)
         await self.upkeep.aclose()
+        await self.rehold.aclose()
         if self._flushing is not None:
             await self.flusher.drain(deadline_s)
             await self._flushing

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from sark_mw.enforcement.journal import Journal
 from sark_mw.enforcement.tables import ServerClock
-from sark_mw.errors import StoreDataLostError, StoreUnavailableError
+from sark_mw.errors import StoreDataLostError, StoreError, StoreUnavailableError
 from sark_mw.instrumentation.base import Instrumentation, Settled
 from sark_mw.reservation import Outcome, Resolution, Settle, SettleReply
 from sark_mw.store.base import ReservationStore
@@ -101,7 +101,7 @@ class Settler:
     async def _try_rebuild(self) -> None:
         try:
             await self._rebuild()
-        except StoreUnavailableError:
+        except StoreError:
             return
 
     def _tell(self, settle: Settle, context: SettleContext, reply: SettleReply | None, started: float) -> None:

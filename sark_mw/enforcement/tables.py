@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sark_mw.reservation import Line, lines_for
@@ -48,6 +49,8 @@ class LimitTables:
         self._tables: OrderedDict[str, LimitTable] = OrderedDict()
         self._lines: OrderedDict[tuple[str, tuple[str, ...]], tuple[LimitTable, tuple[Line, ...], int, int]] = OrderedDict()
         self._reading: dict[str, asyncio.Task[LimitTable]] = {}
+        #: Hears of every table that was read; must not raise or block.
+        self.on_read: Callable[[LimitTable], None] | None = None
 
     async def layout(self, root: str, scopes: tuple[str, ...]) -> Layout:
         """Lay out the limits that `scopes` touch now."""
@@ -75,6 +78,8 @@ class LimitTables:
         self._tables.move_to_end(root)
         if len(self._tables) > _MAX_ROOTS:
             self._tables.popitem(last=False)
+        if self.on_read is not None:
+            self.on_read(table)
         return table
 
     def forget(self, root: str) -> None:

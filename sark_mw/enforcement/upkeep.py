@@ -11,12 +11,14 @@ from sark_mw.enforcement.admission import Admission
 from sark_mw.enforcement.drift import Drift
 from sark_mw.enforcement.journal import Journal
 from sark_mw.enforcement.leases import LeasePool
+from sark_mw.enforcement.recovery import Recovery
+from sark_mw.enforcement.rehold import Rehold
 from sark_mw.enforcement.tables import LimitTables, ServerClock
 from sark_mw.errors import SarkError
 from sark_mw.instrumentation.base import Instrumentation
 from sark_mw.ledger.base import Ledger
 from sark_mw.ledger.entries import parse_entry
-from sark_mw.reservation import Outcome, Resolution
+from sark_mw.reservation import ExtendReply, Outcome, Resolution
 from sark_mw.store.base import ReservationStore
 
 _log = logging.getLogger(__name__)
@@ -30,6 +32,7 @@ class UpkeepOptions:
     sweep_s: float = 1.0
     journal_s: float = 5.0
     drift_s: float = 60.0
+    watch_s: float = 5.0
 
 
 class Upkeep:
@@ -46,6 +49,8 @@ class Upkeep:
         leases: LeasePool,
         ledger: Ledger,
         drift: Drift,
+        recovery: Recovery,
+        rehold: Rehold,
         instrumentation: Instrumentation,
         options: UpkeepOptions,
     ) -> None:
@@ -57,6 +62,8 @@ class Upkeep:
         self._leases = leases
         self._ledger = ledger
         self._drift = drift
+        self._recovery = recovery
+        self._rehold = rehold
         self._instrumentation = instrumentation
         self._options = options
         self._tasks: list[asyncio.Task[None]] = []
@@ -70,6 +77,7 @@ class Upkeep:
             (self._sweep, self._options.sweep_s),
             (self.book_journal, self._options.journal_s),
             (self._drift.measure, self._options.drift_s),
+            (self._recovery.watch, self._options.watch_s),
         )
         self._tasks = [asyncio.ensure_future(self._repeat(one, every)) for one, every in rounds]
 
@@ -94,8 +102,13 @@ class Upkeep:
         live = [admission for admission in self._live.values() if not admission.unreserved]
         for admission in live:
             admission.book_progress()
-        await asyncio.gather(
+        replies = await asyncio.gather(
             *(self._store.extend(a.root, a.reservation_id, self._options.lease_ms) for a in live), return_exceptions=True
+        )
+        # A store that was rebuilt does not hold them, or only knows of parts of them.
+        gone = (Outcome.FORGOTTEN, Outcome.HELD)
+        await self._rehold.present(
+            a for a, reply in zip(live, replies, strict=True) if isinstance(reply, ExtendReply) and reply.outcome in gone
         )
 
     async def _sweep(self) -> None:

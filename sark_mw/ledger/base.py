@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from sark_mw.limit import Limit
+
+#: The column that counts each unit that a limit may have, but for concurrency, which is given back.
+UNIT_COLUMNS: Mapping[str, str] = {
+    "usd": "cost_nanos",
+    "requests": "requests",
+    "tokens": "tokens",
+    "input_tokens": "booked_input_tokens",
+    "output_tokens": "booked_output_tokens",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,13 +109,18 @@ class ScopeTotal:
     booked_input_tokens: int
     booked_output_tokens: int
 
+    def amount(self, unit: str) -> int:
+        """Return the sum in a limit's unit; 0 for a unit that is not booked."""
+        return int(getattr(self, UNIT_COLUMNS[unit])) if unit in UNIT_COLUMNS else 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedReservation:
     """How a reservation stands by its entries, as a store that lost its data must remember it.
 
-    `resolution` is `settled`, `released` (also: only parts of it were booked) or `expired`. `known` and `estimated` are what was
-    booked by unit; their sum is all that was booked, and `estimated` is what an expiry guessed and nothing has corrected since.
+    `resolution` is `settled`, `released` (also: only parts of it were booked, then it is `unended`) or `expired`. `known` and
+    `estimated` are what was booked by unit; their sum is all that was booked, and `estimated` is what an expiry guessed and
+    nothing has corrected since.
     """
 
     reservation_id: str
@@ -116,6 +130,53 @@ class ResolvedReservation:
     reserved_ms: int
     known: tuple[tuple[str, int], ...]
     estimated: tuple[tuple[str, int], ...] = ()
+    unended: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fence:
+    """Which epoch of a shard the ledger takes entries of; it numbers them from `base_seq` + 1."""
+
+    shard: int
+    epoch: str
+    base_seq: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Appended:
+    """What became of entries: `new` rows, and those that the fence `refused`, as they came.
+
+    `forked` names (shard, epoch) where an entry's sequence number is another entry's: the store went back to older data.
+    """
+
+    new: int
+    refused: tuple[LedgerEntry, ...] = ()
+    forked: frozenset[tuple[int, str]] = frozenset()
+
+
+#: `from_ms <= t < until_ms` of the reservation, Unix milliseconds; None never ends.
+Interval: TypeAlias = tuple[int, int | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochQuery:
+    """What a store must know to be rebuilt: sums over `intervals`, and reservations with an entry booked since then.
+
+    Of those the `most_resolved` that were booked last.
+    """
+
+    intervals: tuple[Interval, ...]
+    resolved_since_ms: int
+    most_resolved: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochBooks:
+    """What the ledger knew of a shard at the moment in which its fence was put up."""
+
+    fence: Fence
+    totals: Mapping[Interval, Sequence[ScopeTotal]]
+    resolved: Sequence[ResolvedReservation]
 
 
 @runtime_checkable
@@ -131,8 +192,26 @@ class Ledger(Protocol):
     async def total(self, query: CostFilter, group_by: str | None = None) -> CostTotal:
         """Sum rows; `group_by` is one of principal_id, resource_id, capability_id, provider, model."""
 
-    async def last_sequence(self, shard: int) -> int:
-        """Return the highest `shard_seq` stored for a shard, 0 if none."""
+    async def append_fenced(self, entries: Sequence[LedgerEntry]) -> Appended:
+        """Append as `append` does, but keep out entries of an epoch that is not the fence's, where there is a fence.
+
+        Entries that are there already are neither new nor refused.
+        """
+
+    async def begin_epoch(self, shard: int, epoch: str, query: EpochQuery) -> EpochBooks:
+        """Put up the fence for a new epoch of a shard, and read what there is, in one step.
+
+        Whatever `append_fenced` took before is in the answer, and from now on it takes nothing of other epochs.
+        """
+
+    async def fence(self, shard: int) -> Fence | None:
+        """Tell which epoch of a shard is taken; None: there is no fence, any is."""
+
+    async def adopt_epoch(self, shard: int, found: str, epoch: str) -> bool:
+        """Let the fence that names `found` name `epoch`; return False, and change nothing, if it names another by now."""
+
+    async def last_sequence(self, shard: int, epoch: str | None = None) -> int:
+        """Return the highest `shard_seq` stored for a shard (of one epoch), 0 if none."""
 
     async def recent(self, shard: int, since_booked_ms: int) -> list[tuple[str, int]]:
         """List (reservation id, last part) of reservations with an entry booked since then."""

@@ -11,7 +11,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol
 
@@ -57,12 +57,23 @@ class FlushEvents(Protocol):
         """Hear what an expired hold was booked at."""
 
 
+class FenceKeeper(Protocol[RecordT]):
+    """Who sees to entries of data that were lost: see `sark_mw.enforcement.rebook`."""
+
+    async def rebook(self, records: Sequence[RecordT]) -> Sequence[RecordT]:
+        """Book what the fence refused into the data of today; return what it must take after all."""
+
+    def suspect(self, shard: int, epoch: str) -> None:
+        """Hear that a shard numbers entries twice: its data went back. Must not block or raise."""
+
+
 class Flusher(Generic[RecordT]):
     """Read an outbox in batches and append them to a ledger, for as long as `run` runs.
 
     `consumer` names this process towards the outbox: what a process of the same name took and did not acknowledge is taken over
     at once, what others took after `reclaim_idle_s`. While the database is away entries stay in the outbox, and attempts come
-    further apart, up to `max_backoff_s`. Several flushers may share an outbox.
+    further apart, up to `max_backoff_s`. Several flushers may share an outbox. Without a
+    `keeper` the ledger's fence is not heeded.
     """
 
     def __init__(
@@ -76,6 +87,7 @@ class Flusher(Generic[RecordT]):
         reclaim_idle_s: float = 60.0,
         max_backoff_s: float = 30.0,
         events: FlushEvents | None = None,
+        keeper: FenceKeeper[RecordT] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._outbox = outbox
@@ -86,6 +98,7 @@ class Flusher(Generic[RecordT]):
         self._reclaim_idle_s = reclaim_idle_s
         self._max_backoff_s = max_backoff_s
         self._events = events
+        self._keeper = keeper
         self._clock = clock
         self._lock = asyncio.Lock()
         self._stopping = asyncio.Event()
@@ -142,13 +155,28 @@ class Flusher(Generic[RecordT]):
     async def _move(self, records: list[RecordT]) -> None:
         started = time.perf_counter()
         entries = [ledger_entry(record) for record in records]
-        new = await self._ledger.append(entries)
+        new = await self._append(records, entries)
         seconds = time.perf_counter() - started
         await self._outbox.acknowledge(records)
         self._flushed += len(entries)
         self._new_rows += new
         self._batches += 1
         self._tell(entries, new, seconds)
+
+    async def _append(self, records: Sequence[RecordT], entries: Sequence[LedgerEntry]) -> int:
+        if self._keeper is None:
+            return await self._ledger.append(entries)
+        done = await self._ledger.append_fenced(entries)
+        for shard, epoch in done.forked:
+            self._keeper.suspect(shard, epoch)
+        if not done.refused:
+            return done.new
+        refused = {id(entry) for entry in done.refused}
+        again = await self._keeper.rebook(
+            [record for record, entry in zip(records, entries, strict=True) if id(entry) in refused]
+        )
+        # Few at most, and the keeper has moved the fence for them.
+        return done.new + (await self._append(again, [ledger_entry(record) for record in again]) if again else 0)
 
     @property
     def report(self) -> FlushReport:

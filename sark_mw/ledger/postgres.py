@@ -5,16 +5,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeAlias
 
 import asyncpg
 
 from sark_mw.errors import LedgerError, LedgerUnavailableError
-from sark_mw.ledger.base import CostFilter, CostTotal, LedgerEntry, ResolvedReservation, ScopeTotal
+from sark_mw.ledger.base import (
+    Appended,
+    CostFilter,
+    CostTotal,
+    EpochBooks,
+    EpochQuery,
+    Fence,
+    LedgerEntry,
+    ResolvedReservation,
+    ScopeTotal,
+)
+from sark_mw.ledger.postgres_fence import adopt, divide, forked, lock, put_fence, read_fence
 from sark_mw.ledger.postgres_schema import Policies, migrate, schema_version
+from sark_mw.ledger.postgres_sums import INSTANT, last_sequence, resolved, scope_totals
 from sark_mw.ledger.rows import COLUMNS, LIMIT_COLUMNS, MAX_MS, Row, clean_text, content_of, limit_of, limit_row, row_of
-from sark_mw.ledger.summary import COUNTED, LOOK_BACK, SUMMED, Spelling, is_complete, resolved_of, sum_query, total_of
+from sark_mw.ledger.summary import COUNTED, LOOK_BACK, SUMMED, Spelling, base_after, is_complete, sum_query, total_of
 from sark_mw.limit import Limit
 
 _Connection: TypeAlias = Any  # asyncpg's pool hands out proxies that its own annotations do not cover
@@ -45,7 +58,6 @@ class _NeverFitsError(Exception):
     """A row that the database will not take, now or later."""
 
 
-_INSTANT = "timestamptz 'epoch' + {} * interval '1 millisecond'"
 _BOOLEANS = frozenset({"estimated", "late", "stream"})
 _TEXTS = frozenset({"reservation_id", "kind", "root", "epoch", "principal_id", "resource_id", "capability_id", "request_id"})
 _SPECIAL = {"scopes": "text[]", "provider": "text", "model": "text", "metadata": "text"}
@@ -61,7 +73,7 @@ def _staged(column: str) -> str:
 def _stored(column: str) -> tuple[str, str]:
     """Name the column of `cost_tracking` that a staged column becomes, and the expression that makes it."""
     if column in ("reserved_ms", "booked_ms"):
-        return column.replace("_ms", "_at"), _INSTANT.format(column)
+        return column.replace("_ms", "_at"), INSTANT.format(column)
     return column, "metadata::jsonb" if column == "metadata" else column
 
 
@@ -78,8 +90,8 @@ _REJECT = """
     on conflict do nothing returning 1
 """
 _SPELLING = Spelling(
-    from_ms="reserved_at >= " + _INSTANT.format("{}::bigint"),
-    until_ms="reserved_at < " + _INSTANT.format("{}::bigint"),
+    from_ms="reserved_at >= " + INSTANT.format("{}::bigint"),
+    until_ms="reserved_at < " + INSTANT.format("{}::bigint"),
     scope="scopes @> array[{}::text]",
     parameter="${}",
 )
@@ -90,6 +102,13 @@ _PUT_LIMIT = f"""
         since_ms = excluded.since_ms, updated_at = now(), deleted_at = null
 """  # noqa: S608
 _DROP_LIMIT = "update principal_budgets set deleted_at = now() where root = $1 and limit_id = $2 and deleted_at is null"
+
+
+@dataclass(slots=True)
+class _Inserted:
+    new: int = 0
+    refused: list[Row] = field(default_factory=list)
+    forked: set[tuple[int, str]] = field(default_factory=set)
 
 
 class PostgresLedger:
@@ -128,30 +147,69 @@ class PostgresLedger:
 
         When a row makes the transaction fail, halves are tried until that row stands alone.
         """
-        return await self._append([row_of(entry) for entry in entries])
+        return (await self._append([row_of(entry) for entry in entries], fenced=False)).new
 
-    async def _append(self, rows: Sequence[Row]) -> int:
+    async def append_fenced(self, entries: Sequence[LedgerEntry]) -> Appended:
+        """Append as `append` does, but keep out entries of an epoch that is not the fence's."""
+        rows = [row_of(entry) for entry in entries]
+        came = {id(row): entry for row, entry in zip(rows, entries, strict=True)}
+        done = await self._append(rows, fenced=True)
+        return Appended(new=done.new, refused=tuple(came[id(row)] for row in done.refused), forked=frozenset(done.forked))
+
+    async def _append(self, rows: Sequence[Row], *, fenced: bool) -> _Inserted:
         if not rows:
-            return 0
+            return _Inserted()
         try:
-            return await self._insert(rows)
+            return await self._insert(rows, fenced=fenced)
         except _NeverFitsError as error:
             if len(rows) == 1:
                 await self._reject(rows[0], str(error))
-                return 0
+                return _Inserted()
         middle = len(rows) // 2
-        return await self._append(rows[:middle]) + await self._append(rows[middle:])
+        first, second = await self._append(rows[:middle], fenced=fenced), await self._append(rows[middle:], fenced=fenced)
+        return _Inserted(first.new + second.new, [*first.refused, *second.refused], first.forked | second.forked)
 
-    async def _insert(self, rows: Sequence[Row]) -> int:
+    async def _insert(self, rows: Sequence[Row], *, fenced: bool) -> _Inserted:
+        done = _Inserted()
         async with self._connection() as connection:
             try:
                 async with connection.transaction():
                     await connection.execute(_STAGE)
-                    await connection.copy_records_to_table("sark_incoming", records=rows, columns=COLUMNS)
-                    status: str = await connection.execute(_INSERT)
+                    if fenced:
+                        rows, done.refused = await divide(connection, rows)
+                    if rows:
+                        await connection.copy_records_to_table("sark_incoming", records=rows, columns=COLUMNS)
+                        if fenced:
+                            done.forked = await forked(connection, rows)
+                        status: str = await connection.execute(_INSERT)
+                        done.new = int(status.rpartition(" ")[2])
             except _NEVER_FITS as error:
                 raise _NeverFitsError(f"{type(error).__name__}: {error}") from error
-        return int(status.rpartition(" ")[2])
+        return done
+
+    async def begin_epoch(self, shard: int, epoch: str, query: EpochQuery) -> EpochBooks:
+        """Put up the fence for a new epoch of a shard, and read what there is, in one step."""
+        patience = self._migrate_deadline_s
+        async with self._connection(patience) as connection, connection.transaction():
+            await lock(connection, shard)
+            last = await last_sequence(connection, shard, None)
+            fence = Fence(shard=shard, epoch=epoch, base_seq=base_after(last))
+            await put_fence(connection, fence)
+            return EpochBooks(
+                fence=fence,
+                totals={each: await scope_totals(connection, shard, *each, patience) for each in query.intervals},
+                resolved=await resolved(connection, shard, query.resolved_since_ms, query.most_resolved, patience),
+            )
+
+    async def fence(self, shard: int) -> Fence | None:
+        """Tell which epoch of a shard is taken."""
+        async with self._connection() as connection:
+            return await read_fence(connection, shard)
+
+    async def adopt_epoch(self, shard: int, found: str, epoch: str) -> bool:
+        """Let the fence that names `found` name `epoch`."""
+        async with self._connection() as connection:
+            return await adopt(connection, shard, found, epoch)
 
     async def _reject(self, row: Row, reason: str) -> None:
         digest, content = content_of(row)
@@ -168,15 +226,14 @@ class PostgresLedger:
         groups = [(name, count, tuple(int(amount) for amount in amounts)) for name, count, *amounts in rows]
         return total_of(groups, grouped=asked.grouped)
 
-    async def last_sequence(self, shard: int) -> int:
-        """Return the highest `shard_seq` stored for a shard, 0 if none."""
+    async def last_sequence(self, shard: int, epoch: str | None = None) -> int:
+        """Return the highest `shard_seq` stored for a shard (of one epoch), 0 if none."""
         async with self._connection() as connection:
-            found = await connection.fetchval("select max(shard_seq) from cost_tracking where shard = $1", shard)
-        return found or 0
+            return await last_sequence(connection, shard, epoch)
 
     async def recent(self, shard: int, since_booked_ms: int) -> list[tuple[str, int]]:
         """List (reservation id, last part) of reservations with an entry booked since then."""
-        since = _INSTANT.format("$2::bigint")
+        since = INSTANT.format("$2::bigint")
         sql = (
             f"select reservation_id, max(part) from cost_tracking where shard = $1 and booked_at >= {since} group by 1 order by 1"  # noqa: S608
         )
@@ -197,33 +254,18 @@ class PostgresLedger:
         sql = COUNTED.format("$1", "$2", "$3", "$4")
         async with self._connection() as connection:
             rows, first = await connection.fetchrow(sql, shard, epoch, seq - LOOK_BACK, seq)
-        return is_complete(seq, rows, first)
+            fence = await read_fence(connection, shard)
+        return is_complete(seq, rows, first, fence.base_seq if fence and fence.epoch == epoch else None)
 
     async def resolved(self, shard: int, since_booked_ms: int) -> list[ResolvedReservation]:
         """Sum up the reservations of a shard with an entry booked since then."""
-        since = _INSTANT.format("$2::bigint")
-        sql = f"""
-            select reservation_id, part, kind, (extract(epoch from reserved_at) * 1000)::bigint, {", ".join(SUMMED)}
-            from cost_tracking where shard = $1
-            and reservation_id in (select reservation_id from cost_tracking where shard = $1 and booked_at >= {since})
-            order by reservation_id, part
-        """  # noqa: S608
         async with self._connection() as connection:
-            return resolved_of(await connection.fetch(sql, shard, min(max(since_booked_ms, 0), MAX_MS)))
+            return await resolved(connection, shard, since_booked_ms, None, self._deadline_s)
 
     async def scope_totals(self, shard: int, from_ms: int, until_ms: int | None = None) -> list[ScopeTotal]:
         """Sum every scope of a shard in one pass, over reservations of `from_ms <= t < until_ms`."""
-        since, until = _INSTANT.format("$2::bigint"), _INSTANT.format("$3::bigint")
-        sql = f"""
-            select root, scope, {", ".join(f"sum({column})" for column in SUMMED)}
-            from cost_tracking cross join lateral (select distinct unnest(scopes) as scope) as each_scope
-            where shard = $1 and reserved_at >= {since} and reserved_at < {until} group by root, scope order by root, scope
-        """  # noqa: S608
-        last = MAX_MS + 1 if until_ms is None else min(max(until_ms, 0), MAX_MS + 1)
         async with self._connection() as connection:
-            rows = await connection.fetch(sql, shard, min(max(from_ms, 0), MAX_MS), last)
-        sums = ((root, scope, dict(zip(SUMMED, map(int, amounts), strict=True))) for root, scope, *amounts in rows)
-        return [ScopeTotal(root=root, scope=scope, **amounts) for root, scope, amounts in sums]
+            return await scope_totals(connection, shard, from_ms, until_ms, self._deadline_s)
 
     async def save_limits(self, put: Sequence[Limit], drop: Sequence[tuple[str, str]]) -> None:
         """Keep limits in `principal_budgets`; `drop` names (root, limit_id)."""
@@ -265,7 +307,7 @@ class PostgresLedger:
                 pool.terminate()
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[_Connection]:
+    async def _connection(self, deadline_s: float | None = None) -> AsyncIterator[_Connection]:
         async with self._mapped():
             if self._closed:
                 raise LedgerError("the ledger is closed")
@@ -275,7 +317,7 @@ class PostgresLedger:
                     self._dsn, min_size=0, max_size=self._connections, timeout=self._deadline_s, command_timeout=self._deadline_s
                 )
             # Each statement has the deadline; all of them together, with connecting and giving back, three of it.
-            async with asyncio.timeout(3 * self._deadline_s):
+            async with asyncio.timeout(3 * (deadline_s or self._deadline_s)):
                 await self._pool  # does nothing the second time
                 async with self._pool.acquire(timeout=self._deadline_s) as connection:
                     try:

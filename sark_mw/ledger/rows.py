@@ -19,6 +19,8 @@ Row: TypeAlias = tuple[Cell, ...]
 #: In the order of `LedgerEntry`'s fields, and named like them, except for `metadata_json`.
 COLUMNS: tuple[str, ...] = tuple("metadata" if field.name == "metadata_json" else field.name for field in fields(LedgerEntry))
 SCOPES = COLUMNS.index("scopes")
+RESERVATION_ID, PART, RESERVED_MS = (COLUMNS.index(name) for name in ("reservation_id", "part", "reserved_ms"))
+SHARD, SHARD_SEQ, EPOCH = (COLUMNS.index(name) for name in ("shard", "shard_seq", "epoch"))
 
 #: Names that are indexed: a B-tree entry of PostgreSQL holds some 2,700 bytes.
 _MAX_NAME = 512

@@ -13,10 +13,22 @@ from pathlib import Path
 from typing import TypeVar
 
 from sark_mw.errors import ConfigurationError, LedgerError, LedgerUnavailableError
-from sark_mw.ledger.base import CostFilter, CostTotal, LedgerEntry, ResolvedReservation, ScopeTotal
-from sark_mw.ledger.rows import COLUMNS, LIMIT_COLUMNS, MAX_MS, SCOPES, Row, clean_text, content_of, limit_of, limit_row, row_of
+from sark_mw.ledger.base import (
+    Appended,
+    CostFilter,
+    CostTotal,
+    EpochBooks,
+    EpochQuery,
+    Fence,
+    LedgerEntry,
+    ResolvedReservation,
+    ScopeTotal,
+)
+from sark_mw.ledger.rows import COLUMNS, LIMIT_COLUMNS, SCOPES, Row, clean_text, content_of, limit_of, limit_row, row_of
 from sark_mw.ledger.schema import Migration, migrations
-from sark_mw.ledger.summary import COUNTED, LOOK_BACK, SUMMED, Spelling, is_complete, resolved_of, sum_query, total_of
+from sark_mw.ledger.sqlite_fence import adopt, divide, forked, put_fence, read_fence
+from sark_mw.ledger.sqlite_sums import SUMS, joined, last_sequence, resolved, scope_totals
+from sark_mw.ledger.summary import COUNTED, LOOK_BACK, Spelling, base_after, is_complete, sum_query, total_of
 from sark_mw.limit import Limit
 
 _T = TypeVar("_T")
@@ -30,8 +42,6 @@ _SPELLING = Spelling(
     scope="id in (select entry from cost_tracking_scopes where scope = {})",
     parameter="?",
 )
-# SQLite's sum() stops at int64: the upper and the lower 32 bits are summed apart and put together in Python.
-_SUMS = ", ".join(f"coalesce(sum({column} >> 32), 0), coalesce(sum({column} & 4294967295), 0)" for column in SUMMED)
 _PUT_LIMIT = f"""
     insert into principal_budgets (limit_id, {", ".join(LIMIT_COLUMNS)}) values ({", ".join("?" * (len(LIMIT_COLUMNS) + 1))})
     on conflict (root, limit_id) do update set scope = excluded.scope, amount = excluded.amount, mode = excluded.mode,
@@ -74,33 +84,65 @@ class SqliteLedger:
     async def append(self, entries: Sequence[LedgerEntry]) -> int:
         """Insert what is not there yet, in one transaction; return how many rows were new."""
         rows = [row_of(entry) for entry in entries]
-        return await self._work(lambda connection: self._append(connection, rows))
 
-    def _append(self, connection: sqlite3.Connection, rows: Iterable[Row]) -> int:
-        new = rejected = 0
-        with _transaction(connection):
-            for row in rows:
-                try:
-                    new += _insert(connection, row)
-                except _NEVER_FITS as error:
-                    digest, content = content_of(row)
-                    reason = f"{type(error).__name__}: {error}"
-                    rejected += connection.execute(_REJECT, (digest, str(row[0]), reason, content)).rowcount
-        self._rejected_rows += rejected
-        return new
+        def append(connection: sqlite3.Connection) -> int:
+            with _transaction(connection):
+                new, rejected = _append(connection, rows)
+            self._rejected_rows += rejected
+            return new
+
+        return await self._work(append)
+
+    async def append_fenced(self, entries: Sequence[LedgerEntry]) -> Appended:
+        """Append as `append` does, but keep out entries of an epoch that is not the fence's."""
+        rows = [row_of(entry) for entry in entries]
+        came = {id(row): entry for row, entry in zip(rows, entries, strict=True)}
+
+        def append(connection: sqlite3.Connection) -> Appended:
+            with _transaction(connection):
+                current, refused = divide(connection, rows)
+                twins = forked(connection, current)
+                new, rejected = _append(connection, current)
+            self._rejected_rows += rejected
+            return Appended(new=new, refused=tuple(came[id(row)] for row in refused), forked=frozenset(twins))
+
+        return await self._work(append)
+
+    async def begin_epoch(self, shard: int, epoch: str, query: EpochQuery) -> EpochBooks:
+        """Put up the fence for a new epoch of a shard, and read what there is, in one step."""
+
+        def begin(connection: sqlite3.Connection) -> EpochBooks:
+            with _transaction(connection):
+                last = last_sequence(connection, shard, None)
+                fence = Fence(shard=shard, epoch=epoch, base_seq=base_after(last))
+                put_fence(connection, fence)
+                return EpochBooks(
+                    fence=fence,
+                    totals={interval: scope_totals(connection, shard, *interval) for interval in query.intervals},
+                    resolved=resolved(connection, shard, query.resolved_since_ms, query.most_resolved),
+                )
+
+        return await self._work(begin)
+
+    async def fence(self, shard: int) -> Fence | None:
+        """Tell which epoch of a shard is taken."""
+        return await self._work(lambda connection: read_fence(connection, shard))
+
+    async def adopt_epoch(self, shard: int, found: str, epoch: str) -> bool:
+        """Let the fence that names `found` name `epoch`."""
+        return await self._work(lambda connection: adopt(connection, shard, found, epoch))
 
     async def total(self, query: CostFilter, group_by: str | None = None) -> CostTotal:
         """Sum rows; `group_by` is one of principal_id, resource_id, capability_id, provider, model."""
         asked = sum_query(query, group_by, _SPELLING)
-        sql = f"select {asked.group}, count(*), {_SUMS} from cost_tracking{asked.where}{asked.group_by}"  # noqa: S608
+        sql = f"select {asked.group}, count(*), {SUMS} from cost_tracking{asked.where}{asked.group_by}"  # noqa: S608
         rows = await self._work(lambda connection: connection.execute(sql, asked.parameters).fetchall())
-        groups = [(name, count, tuple(_joined(halves))) for name, count, *halves in rows]
+        groups = [(name, count, tuple(joined(halves))) for name, count, *halves in rows]
         return total_of(groups, grouped=asked.grouped)
 
-    async def last_sequence(self, shard: int) -> int:
-        """Return the highest `shard_seq` stored for a shard, 0 if none."""
-        sql = "select coalesce(max(shard_seq), 0) from cost_tracking where shard = ?"
-        return int((await self._work(lambda connection: connection.execute(sql, (shard,)).fetchone()))[0])
+    async def last_sequence(self, shard: int, epoch: str | None = None) -> int:
+        """Return the highest `shard_seq` stored for a shard (of one epoch), 0 if none."""
+        return await self._work(lambda connection: last_sequence(connection, shard, epoch))
 
     async def recent(self, shard: int, since_booked_ms: int) -> list[tuple[str, int]]:
         """List (reservation id, last part) of reservations with an entry booked since then."""
@@ -117,28 +159,21 @@ class SqliteLedger:
         """Tell whether the shard's entries up to `seq` have all arrived, looking at the last 10,000 of that epoch."""
         sql = COUNTED.format(*"????")
         asked = (shard, epoch, seq - LOOK_BACK, seq)
-        return is_complete(seq, *await self._work(lambda connection: connection.execute(sql, asked).fetchone()))
+
+        def ask(connection: sqlite3.Connection) -> bool:
+            rows, first = connection.execute(sql, asked).fetchone()
+            fence = read_fence(connection, shard)
+            return is_complete(seq, rows, first, fence.base_seq if fence and fence.epoch == epoch else None)
+
+        return await self._work(ask)
 
     async def resolved(self, shard: int, since_booked_ms: int) -> list[ResolvedReservation]:
         """Sum up the reservations of a shard with an entry booked since then."""
-        sql = f"""
-            select reservation_id, part, kind, reserved_ms, {", ".join(SUMMED)} from cost_tracking
-            where shard = ? and reservation_id in (select reservation_id from cost_tracking where shard = ? and booked_ms >= ?)
-            order by reservation_id, part
-        """  # noqa: S608
-        asked = (shard, shard, since_booked_ms)
-        return resolved_of(await self._work(lambda connection: connection.execute(sql, asked).fetchall()))
+        return await self._work(lambda connection: resolved(connection, shard, since_booked_ms, -1))
 
     async def scope_totals(self, shard: int, from_ms: int, until_ms: int | None = None) -> list[ScopeTotal]:
         """Sum every scope of a shard in one pass, over reservations of `from_ms <= t < until_ms`."""
-        sql = f"""
-            select root, scope, {_SUMS} from cost_tracking join cost_tracking_scopes on entry = id
-            where shard = ? and reserved_ms >= ? and reserved_ms < ? group by root, scope order by root, scope
-        """  # noqa: S608
-        asked = (shard, from_ms, MAX_MS + 1 if until_ms is None else until_ms)
-        rows = await self._work(lambda connection: connection.execute(sql, asked).fetchall())
-        sums = ((root, scope, dict(zip(SUMMED, _joined(halves), strict=True))) for root, scope, *halves in rows)
-        return [ScopeTotal(root=root, scope=scope, **amounts) for root, scope, amounts in sums]
+        return await self._work(lambda connection: scope_totals(connection, shard, from_ms, until_ms))
 
     async def save_limits(self, put: Sequence[Limit], drop: Sequence[tuple[str, str]]) -> None:
         """Keep limits in `principal_budgets`; `drop` names (root, limit_id)."""
@@ -209,6 +244,19 @@ def _open(path: str, deadline_s: float) -> sqlite3.Connection:
     return connection
 
 
+def _append(connection: sqlite3.Connection, rows: Iterable[Row]) -> tuple[int, int]:
+    """Insert rows; return how many were new, and how many were put aside."""
+    new = rejected = 0
+    for row in rows:
+        try:
+            new += _insert(connection, row)
+        except _NEVER_FITS as error:
+            digest, content = content_of(row)
+            reason = f"{type(error).__name__}: {error}"
+            rejected += connection.execute(_REJECT, (digest, str(row[0]), reason, content)).rowcount
+    return new, rejected
+
+
 def _insert(connection: sqlite3.Connection, row: Row) -> int:
     scopes = row[SCOPES]
     names = scopes if isinstance(scopes, tuple) else ()
@@ -218,11 +266,6 @@ def _insert(connection: sqlite3.Connection, row: Row) -> int:
     links = [(scope, cursor.lastrowid) for scope in dict.fromkeys(names)]
     connection.executemany("insert into cost_tracking_scopes (scope, entry) values (?, ?)", links)
     return 1
-
-
-def _joined(halves: Sequence[int]) -> Iterator[int]:
-    for high, low in zip(halves[::2], halves[1::2], strict=True):
-        yield (high << 32) + low
 
 
 def _textual(row: tuple[str | Decimal | int, ...]) -> tuple[str | int, ...]:

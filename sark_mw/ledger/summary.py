@@ -19,6 +19,8 @@ SUMMED = ("cost_nanos", "requests", "tokens", "booked_input_tokens", "booked_out
 _UNITS = ("usd", "requests", "tokens", "input_tokens", "output_tokens")
 #: How far back `complete_up_to` looks: flushers overtake each other by batches, not by more.
 LOOK_BACK = 10_000
+#: More entries than an outbox can have held when it was lost.
+_EPOCH_GAP = 1_000_000
 #: Parameters: shard, epoch, above which, up to which; the judge is `is_complete`.
 COUNTED = (
     "select count(*), min(shard_seq) from cost_tracking where shard = {} and epoch = {} and shard_seq > {} and shard_seq <= {}"
@@ -95,8 +97,18 @@ def total_of(groups: Sequence[tuple[str, int, tuple[int, ...]]], *, grouped: boo
     )
 
 
-def is_complete(seq: int, rows: int, first: int | None) -> bool:
-    """Judge by the number of rows and the lowest sequence number among the last `LOOK_BACK` up to `seq`."""
+def base_after(last_seq: int) -> int:
+    """Choose where a new epoch begins to number: after the last number that was flushed, and any that was not."""
+    return last_seq + _EPOCH_GAP if last_seq else 0
+
+
+def is_complete(seq: int, rows: int, first: int | None, base_seq: int | None = None) -> bool:
+    """Judge by the number of rows and the lowest sequence number among the last `LOOK_BACK` up to `seq`.
+
+    `base_seq`, where it is known, is the one before the epoch's first.
+    """
+    if base_seq is not None:
+        return rows == seq - max(base_seq, seq - LOOK_BACK)
     return seq == 0 if first is None else rows == seq - first + 1
 
 
@@ -107,6 +119,7 @@ def resolved_of(rows: Iterable[Sequence[Any]]) -> list[ResolvedReservation]:
 
 def _fold(reservation_id: str, parts: Sequence[Sequence[Any]]) -> ResolvedReservation:
     resolution, known, estimated = "released", [0] * len(_UNITS), [0] * len(_UNITS)
+    unended = all(kind == "partial" for _, _, kind, *_ in parts)
     for _, _, kind, _, *amounts in parts:
         if kind == "expire":
             resolution, estimated = "expired", amounts
@@ -126,6 +139,7 @@ def _fold(reservation_id: str, parts: Sequence[Sequence[Any]]) -> ResolvedReserv
         reserved_ms=int(parts[0][3]),
         known=_by_unit(known),
         estimated=_by_unit(estimated),
+        unended=unended,
     )
 
 

@@ -65,6 +65,16 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ShardPosition:
+    """Where a shard stands: its epoch (empty: never begun, or lost), its last ledger sequence, and the server's time."""
+
+    shard: int
+    epoch: str
+    seq: int
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RestoredCounter:
     """One counter as the ledger knows it, to rebuild a store that lost its data."""
 
@@ -76,8 +86,8 @@ class RestoredCounter:
 class RestoredReservation:
     """A reservation that was resolved not long ago, as the ledger knows it: calls about it must not count twice.
 
-    `resolution` is settled, released (also: only parts of it were booked) or expired; `known` and `estimated` are what was
-    booked per unit.
+    `resolution` is settled, released or expired, or held where only parts were booked: what they left may be held again.
+    `entries` is the highest part in the ledger; `known` and `estimated` are what was booked per unit.
     """
 
     reservation_id: str
@@ -151,11 +161,24 @@ class Outbox(Protocol):
 class RestorableStore(Protocol):
     """A store that can be begun, and rebuilt from the ledger after it lost its data."""
 
+    #: How many shards there are, and how long a resolved reservation is remembered.
+    shards: int
+    retention_ms: int
+
     def shard_of(self, root: str) -> int:
         """Name the shard in which a root lives."""
 
     async def lost_shards(self) -> list[int]:
         """Name the shards whose epoch key is gone."""
+
+    async def position(self, shard: int) -> ShardPosition:
+        """Tell where a shard stands, also one without data."""
+
+    async def abandon(self, shard: int, epoch: str) -> str:
+        """Give up the data of this epoch, for they are older than the ledger: the shard is lost then.
+
+        Return the epoch in force: empty, or another's; then nothing changed. What is in the outbox stays.
+        """
 
     async def restore(
         self,
@@ -164,8 +187,11 @@ class RestorableStore(Protocol):
         counters: Sequence[RestoredCounter] = (),
         last_seq: int = 0,
         resolved: Sequence[RestoredReservation] = (),
+        *,
+        epoch: str = "",
     ) -> str:
-        """Begin a shard: write limits, counters, tombstones of `resolved` and a new epoch in one step; return the epoch.
+        """Begin a shard: write limits, counters, tombstones of `resolved` and a new epoch in one step; return the epoch in force.
 
-        The first caller wins: if another restored the shard before, nothing changes.
+        The first caller wins: if another restored the shard before, nothing changes. `epoch` names the new one (empty: a random
+        name), so that a caller whose answer was lost knows its own.
         """

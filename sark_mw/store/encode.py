@@ -102,7 +102,7 @@ def settle_args(group: Sequence[Settle], retention_ms: int, shard: int) -> Args:
     items: Args = []
     texts = {id(s.lines): line_texts(s.lines) for s in group}
     for s in group:
-        amounts = " ".join(f"{unit}:{amount}" for unit, amount in s.amounts)
+        amounts = " ".join(["+"] * s.relative + [f"{unit}:{amount}" for unit, amount in s.amounts])
         items += (s.reservation_id, s.root, s.part, s.kind, s.made_ms, amounts, texts[id(s.lines)], int(s.estimated), s.entry)
     return [retention_ms, shard, len(group), *items]
 

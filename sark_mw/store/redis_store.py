@@ -20,7 +20,7 @@ from sark_mw.reservation import (
     Settle,
     SettleReply,
 )
-from sark_mw.store.base import LimitTable, RestoredCounter, RestoredReservation, Snapshot
+from sark_mw.store.base import LimitTable, RestoredCounter, RestoredReservation, ShardPosition, Snapshot
 from sark_mw.store.batch import Batch
 from sark_mw.store.commands import Commands
 from sark_mw.store.encode import (
@@ -40,6 +40,7 @@ from sark_mw.store.outbox import RedisOutbox
 MAX_GROUP = 64
 MAX_LINES = 512
 SWEEP_MAX = 64
+_SHARDS_AT_ONCE = 32
 
 
 class RedisStore(RedisOutbox):
@@ -180,8 +181,22 @@ class RedisStore(RedisOutbox):
 
     async def lost_shards(self) -> list[int]:
         """Name the shards without an epoch: never begun, or lost."""
-        replies = await asyncio.gather(*(self._script("limits", shard, ["|"]) for shard in range(self.shards)))
+        replies: list[Any] = []
+        # Not all of thousands at once: each has a deadline, and would spend it in the queue for a connection.
+        for first in range(0, self.shards, _SHARDS_AT_ONCE):
+            some = range(first, min(first + _SHARDS_AT_ONCE, self.shards))
+            replies += await asyncio.gather(*(self._script("limits", shard, ["|"]) for shard in some))
         return [shard for shard, reply in enumerate(replies) if reply[0] == "no_epoch"]
+
+    async def position(self, shard: int) -> ShardPosition:
+        """Tell where a shard stands, also one without data."""
+        _, now, epoch, seq, *_ = await self._script("balance", shard, [self.retention_ms, shard, 0])
+        return ShardPosition(shard=shard, epoch=epoch, seq=int(seq), at_ms=now)
+
+    async def abandon(self, shard: int, epoch: str) -> str:
+        """Give up a shard's data of one epoch; return the epoch in force."""
+        in_force: str = (await self._script("abandon", shard, [epoch], durable=True))[2]
+        return in_force
 
     async def restore(
         self,
@@ -190,9 +205,11 @@ class RedisStore(RedisOutbox):
         counters: Sequence[RestoredCounter] = (),
         last_seq: int = 0,
         resolved: Sequence[RestoredReservation] = (),
+        *,
+        epoch: str = "",
     ) -> str:
         """Begin a shard with what the ledger knows; the first caller wins."""
-        args: list[str | int] = [secrets.token_hex(8), last_seq, self.retention_ms, len(limits)]
+        args: list[str | int] = [epoch or secrets.token_hex(8), last_seq, self.retention_ms, len(limits)]
         for limit in limits:
             args += (limit_field(limit.root, limit.limit_id), limit_to_json(limit, since=True))
         args.append(len(counters))
@@ -201,8 +218,8 @@ class RedisStore(RedisOutbox):
         args.append(len(resolved))
         for each in resolved:
             args += (each.reservation_id, _tombstone(each))
-        epoch: str = (await self._script("restore", shard, args, durable=True))[2]
-        return epoch
+        in_force: str = (await self._script("restore", shard, args, durable=True))[2]
+        return in_force
 
     async def begin(self) -> None:
         """Begin every shard that has no data as a new one: for tests and for stores without a ledger."""

@@ -127,6 +127,7 @@ async def test_a_migration_that_fails_leaves_the_schema_as_it_was(postgres_serve
         "postgres/0002_principal_budgets",
         "postgres/0003_ledger_rejected",
         "postgres/0004_cost_daily",
+        "postgres/0005_shard_epochs",
     ]
     await ledger.aclose()
 
