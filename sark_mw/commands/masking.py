@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_USERINFO = re.compile(r"(?<=://)(?P<user>[^/@:]*):[^/@]*(?=@)")
+_USERINFO = re.compile(r"(?<=://)(?P<user>[^/@:]*):[^/?#]*(?=@)")
 _QUERY = re.compile(r"(?i)(?<=[?&])(?P<name>[a-z_]*(?:password|secret|token)[a-z_]*)=[^&]*")
 
 
