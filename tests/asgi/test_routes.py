@@ -63,14 +63,22 @@ async def test_every_spelling_of_a_metered_path_is_metered(make: MakeGateway, pa
 async def test_a_fixed_price_is_charged_on_success_and_given_back_on_failure(books: MakeGateway) -> None:
     routes = ({"path": "/search/*", "methods": ("GET", "POST"), "price_usd": "0.25", "capability": "search"},)
     gateway = await books(replying(b"[]"), routes=routes)
-    failing = await books(replying(b"[]", 500), routes=routes)
     answer = await gateway.client(b"", path="/search/web", method="GET").run()
     assert answer.status == 200 and answer.headers["x-sark-budget-remaining"] == "0.75"
     entry = await gateway.entry()
     assert (entry.cost_nanos, entry.estimated, entry.capability_id, entry.provider) == (250_000_000, False, "search", "fixed")
-    await failing.post(b"not json at all", "/search/web")
-    assert (await failing.entry()).kind == "release"
+    for status in (404, 500):
+        failing = await books(replying(b"[]", status), routes=routes)
+        await failing.post(b"not json at all", "/search/web")
+        assert (await failing.entry()).kind == "release"
     assert (await gateway.client(b"", path="/search/a/b", method="GET").run()).headers.keys() == {"content-type"}
+
+
+@pytest.mark.parametrize("path", ["/search/web", "/Search/WEB", "//search//web/", "/x/../search/./web"])
+async def test_every_spelling_of_an_own_rules_path_is_charged(make: MakeGateway, path: str) -> None:
+    gateway = await make(replying(b"[]"), routes=({"path": "/search/*", "price_usd": "0.25"},))
+    await gateway.post({}, path)
+    assert (await gateway.entry()).cost_nanos == 250_000_000
 
 
 async def test_a_free_route_counts_requests_and_costs_nothing(books: MakeGateway) -> None:
