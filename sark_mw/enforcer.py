@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from sark_mw.pricing.base import CostEstimator, Estimate, InvocationRequest, est
 from sark_mw.reservation import Need, Outcome, Reserve, ReserveReply, Resolution, Settle, new_reservation_id
 from sark_mw.store.base import ReservationStore
 from sark_mw.wire.base import Refusal, RefusalKind
+
+_log = logging.getLogger(__name__)
 
 #: Stale limits, a period that just changed, rebuilt data: each is set right and asked again, but not for ever.
 _ATTEMPTS = 6
@@ -156,7 +159,7 @@ class Enforcer:
         except (StoreUnavailableError, StoreDataLostError):
             self._note(invocation, estimate, "unavailable", started, reservation_id)
             # The answer may only be lost: whatever the store holds under this id is given back.
-            self._give_back(invocation.root, reservation_id)
+            self._give_back(invocation.root, reservation_id, entry)
             return await self._without_store(invocation, estimate, needs, entry)
         self._note(invocation, estimate, reply.outcome, started, reservation_id, needs if reply.admitted else (), reply)
         if not reply.admitted:
@@ -182,7 +185,8 @@ class Enforcer:
             root=invocation.root,
             lines=layout.lines if layout else (),
             needs=needs,
-            made_ms=reply.made_ms if reply else self._clock.now_ms(),
+            # Without lines (limits never read) it is booked from the journal, by the limits in force then.
+            made_ms=reply.made_ms if reply else self._clock.now_ms() if layout else 0,
             estimate=estimate,
             entry=entry,
             request_id=invocation.request_id,
@@ -238,9 +242,7 @@ class Enforcer:
     ) -> Admission | Refusal:
         mode = self.options.on_store_failure
         if mode == "allow":
-            self._instrumentation.store_failure_allowed(mode)
-            layout = self._tables.last_layout(invocation.root, invocation.scopes)
-            return self._admission(invocation, estimate, needs, entry, new_reservation_id(), layout, None)
+            return await self._allow(invocation, estimate, needs, entry)
         if mode == "leased":
             leased = self._leases.take(invocation.root, invocation.scopes, needs)
             if leased is not None:
@@ -248,13 +250,38 @@ class Enforcer:
                 return self._leases.admission(leased, needs, estimate, entry, invocation.request_id)
         return self._unavailable(invocation, "spending cannot be checked at the moment")
 
+    async def _allow(
+        self, invocation: Invocation, estimate: Estimate, needs: tuple[Need, ...], entry: CallerEntry
+    ) -> Admission | Refusal:
+        """Let a request pass without a hold, once the journal has what to book for it should this process die."""
+        layout = self._tables.last_layout(invocation.root, invocation.scopes)
+        admission = self._admission(invocation, estimate, needs, entry, new_reservation_id(), layout, None)
+        try:
+            await self._settler.keep(admission.in_doubt())
+        except OSError as error:
+            admission.release()
+            _log.error("a request cannot be let pass without the store, as the journal cannot be written: %s", error)
+            return self._unavailable(invocation, "spending cannot be checked at the moment")
+        self._instrumentation.store_failure_allowed("allow")
+        return admission
+
     def _unavailable(self, invocation: Invocation, message: str) -> Refusal:
         return Refusal(
             kind=RefusalKind.UNAVAILABLE, message=message, request_id=invocation.request_id, retry_after_s=1, reason="store"
         )
 
-    def _give_back(self, root: str, reservation_id: str) -> None:
-        self._settler.submit(Settle(reservation_id=reservation_id, root=root, lines=(), amounts=(), kind=Resolution.RELEASE))
+    def _give_back(self, root: str, reservation_id: str, entry: CallerEntry) -> None:
+        # With its entry: if the hold has expired by then, what was booked is taken back from the same scopes.
+        self._settler.submit(
+            Settle(
+                reservation_id=reservation_id,
+                root=root,
+                lines=(),
+                amounts=(),
+                kind=Resolution.RELEASE,
+                entry=entry.to_json(),
+            )
+        )
 
     def _note(
         self,

@@ -118,8 +118,26 @@ class Admission:
             tell_held(self.instrumentation, self.needs, -1)
         return self.ended
 
+    def in_doubt(self) -> Settle:
+        """What to book if nothing more is ever heard of this request: its expectation, in place of its next settle."""
+        return self._settle(self.expected(), Resolution.SETTLE, self.part + 1)
+
     def _submit(self, spent: Spent, kind: Resolution) -> asyncio.Task[SettleReply | None]:
         self.part += 1
+        known = kind is not Resolution.RELEASE and not spent.estimated
+        return self.settler.submit(
+            self._settle(spent, kind, self.part),
+            SettleContext(
+                request_id=self.request_id,
+                principal_id=self.entry.principal_id,
+                provider=self.entry.provider or "",
+                model=self.estimate.model,
+                expected_nanos=self.estimate.expected_nanos,
+                actual_nanos=spent.cost_nanos if known else None,
+            ),
+        )
+
+    def _settle(self, spent: Spent, kind: Resolution, part: int) -> Settle:
         known = kind is not Resolution.RELEASE and not spent.estimated
         usage = spent.usage or Usage(input_tokens=spent.input_tokens, output_tokens=spent.output_tokens)
         entry = replace(
@@ -133,24 +151,14 @@ class Admission:
             reasoning_tokens=usage.reasoning_tokens,
             status=spent.status,
         )
-        return self.settler.submit(
-            Settle(
-                reservation_id=self.reservation_id,
-                root=self.root,
-                lines=self.lines,
-                amounts=() if kind is Resolution.RELEASE else spent.amounts(),
-                part=self.part,
-                kind=kind,
-                made_ms=self.made_ms,
-                estimated=spent.estimated,
-                entry=entry.to_json(),
-            ),
-            SettleContext(
-                request_id=self.request_id,
-                principal_id=self.entry.principal_id,
-                provider=self.entry.provider or "",
-                model=self.estimate.model,
-                expected_nanos=self.estimate.expected_nanos,
-                actual_nanos=spent.cost_nanos if known else None,
-            ),
+        return Settle(
+            reservation_id=self.reservation_id,
+            root=self.root,
+            lines=self.lines,
+            amounts=() if kind is Resolution.RELEASE else spent.amounts(),
+            part=part,
+            kind=kind,
+            made_ms=self.made_ms,
+            estimated=spent.estimated,
+            entry=entry.to_json(),
         )

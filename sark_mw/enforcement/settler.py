@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -15,6 +16,8 @@ from sark_mw.errors import StoreDataLostError, StoreError, StoreUnavailableError
 from sark_mw.instrumentation.base import Instrumentation, Settled
 from sark_mw.reservation import Outcome, Resolution, Settle, SettleReply
 from sark_mw.store.base import ReservationStore
+
+_log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 5.0
 _UNSETTLED = (Outcome.FORGOTTEN, Outcome.OUT_OF_RANGE)
@@ -77,7 +80,13 @@ class Settler:
         task.add_done_callback(self._tasks.pop)
         return task
 
+    async def keep(self, settle: Settle) -> None:
+        """Write down what to book of a request without a hold, should this process die before it says: raises `OSError`."""
+        await self._journal.open(settle)
+
     async def _persist(self, settle: Settle, context: SettleContext) -> SettleReply | None:
+        if settle in self._journal:
+            await self._write_down(settle, "ended")
         pause = _FIRST_PAUSE_S
         while True:
             started = time.perf_counter()
@@ -92,11 +101,25 @@ class Settler:
                 self._clock.heard(reply.at_ms)
                 self._tell(settle, context, reply, started)
                 if reply.outcome in _UNSETTLED:
-                    await self._journal.add(settle, reason=reply.outcome)
+                    await self._write_down(settle, reply.outcome)
                     return None
+                await self._strike_out(settle)
                 return reply
             await asyncio.sleep(pause * (0.5 + random.random()))  # noqa: S311  spreads retries, guards nothing
             pause = min(pause * 2, _LONGEST_PAUSE_S)
+
+    async def _write_down(self, settle: Settle, reason: str) -> None:
+        try:
+            await self._journal.add(settle, reason=reason)
+        except OSError as error:
+            _log.error("the journal cannot be written, what it should keep is in memory only: %s", error)
+
+    async def _strike_out(self, settle: Settle) -> None:
+        try:
+            await self._journal.remove(settle)
+        except OSError as error:
+            # Read again, it is a repeated settle.
+            _log.warning("the journal cannot be written: %s", error)
 
     async def _try_rebuild(self) -> None:
         try:
@@ -133,7 +156,7 @@ class Settler:
         left = [*self._tasks.items()]
         for task, settle in left:
             task.cancel()
-            await self._journal.add(settle, reason="shutdown")
+            await self._write_down(settle, "shutdown")
         if left:
             await asyncio.wait([task for task, _ in left])
         return len(left)

@@ -94,7 +94,7 @@ class Upkeep:
             await asyncio.sleep(every_s)
             try:
                 await one()
-            except SarkError as error:
+            except (SarkError, OSError) as error:
                 _log.warning("upkeep: %s failed: %s", getattr(one, "__name__", one), error)
 
     async def _renew(self) -> None:
