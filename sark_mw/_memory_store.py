@@ -127,6 +127,10 @@ class MemoryStore:
             self._outbox.pop((entry.shard, entry.stream_id), None)
             self._taken.pop((entry.shard, entry.stream_id), None)
 
+    async def discard(self, entries: Sequence[OutboxEntry]) -> None:
+        """Drop entries of data that were lost, where they survived."""
+        await self.acknowledge([entry for entry in entries if self._outbox.get((entry.shard, entry.stream_id)) == entry])
+
     async def backlog(self) -> int:
         """Count the entries that are not in the ledger yet."""
         return len(self._outbox)

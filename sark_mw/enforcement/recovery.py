@@ -119,8 +119,7 @@ class Recovery:
             if in_force != epoch:
                 await self._ledger.adopt_epoch(shard, epoch, in_force)
                 return
-            fence = await self._ledger.fence(shard)
-            if fence is None or fence.base_seq == books.fence.base_seq:
+            if not await self._ledger.is_overtaken(books.fence):
                 _log.warning("store: shard %d was begun from the ledger, epoch %s", shard, epoch)
                 return
             # This process stood still between its two steps while another epoch came and went: the sums are too old.

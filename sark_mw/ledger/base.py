@@ -207,6 +207,9 @@ class Ledger(Protocol):
     async def fence(self, shard: int) -> Fence | None:
         """Tell which epoch of a shard is taken; None: there is no fence, any is."""
 
+    async def is_overtaken(self, fence: Fence) -> bool:
+        """Tell whether another epoch has lived since a fence was put up: entries that are not in the sums of then."""
+
     async def adopt_epoch(self, shard: int, found: str, epoch: str) -> bool:
         """Let the fence that names `found` name `epoch`; return False, and change nothing, if it names another by now."""
 

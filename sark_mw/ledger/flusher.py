@@ -61,7 +61,7 @@ class FenceKeeper(Protocol[RecordT]):
     """Who sees to entries of data that were lost: see `sark_mw.enforcement.rebook`."""
 
     async def rebook(self, records: Sequence[RecordT]) -> Sequence[RecordT]:
-        """Book what the fence refused into the data of today; return what it must take after all."""
+        """Book what the fence refused into the data of today, and acknowledge it; return what the ledger must take after all."""
 
     def suspect(self, shard: int, epoch: str) -> None:
         """Hear that a shard numbers entries twice: its data went back. Must not block or raise."""
@@ -155,28 +155,33 @@ class Flusher(Generic[RecordT]):
     async def _move(self, records: list[RecordT]) -> None:
         started = time.perf_counter()
         entries = [ledger_entry(record) for record in records]
-        new = await self._append(records, entries)
+        new, written = await self._append(records, entries)
         seconds = time.perf_counter() - started
-        await self._outbox.acknowledge(records)
+        await self._outbox.acknowledge(written)
         self._flushed += len(entries)
         self._new_rows += new
         self._batches += 1
         self._tell(entries, new, seconds)
 
-    async def _append(self, records: Sequence[RecordT], entries: Sequence[LedgerEntry]) -> int:
+    async def _append(self, records: Sequence[RecordT], entries: Sequence[LedgerEntry]) -> tuple[int, Sequence[RecordT]]:
+        """Return how many rows were new, and what is in the ledger now: all but what was booked again."""
         if self._keeper is None:
-            return await self._ledger.append(entries)
+            return await self._ledger.append(entries), records
         done = await self._ledger.append_fenced(entries)
         for shard, epoch in done.forked:
             self._keeper.suspect(shard, epoch)
         if not done.refused:
-            return done.new
+            return done.new, records
         refused = {id(entry) for entry in done.refused}
+        written = [record for record, entry in zip(records, entries, strict=True) if id(entry) not in refused]
         again = await self._keeper.rebook(
             [record for record, entry in zip(records, entries, strict=True) if id(entry) in refused]
         )
-        # Few at most, and the keeper has moved the fence for them.
-        return done.new + (await self._append(again, [ledger_entry(record) for record in again]) if again else 0)
+        if not again:
+            return done.new, written
+        # The keeper has moved the fence for these.
+        new, more = await self._append(again, [ledger_entry(record) for record in again])
+        return done.new + new, [*written, *more]
 
     @property
     def report(self) -> FlushReport:

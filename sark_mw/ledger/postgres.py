@@ -23,7 +23,7 @@ from sark_mw.ledger.base import (
     ResolvedReservation,
     ScopeTotal,
 )
-from sark_mw.ledger.postgres_fence import adopt, divide, forked, lock, put_fence, read_fence
+from sark_mw.ledger.postgres_fence import adopt, divide, forked, is_overtaken, lock, put_fence, read_fence
 from sark_mw.ledger.postgres_schema import Policies, migrate, schema_version
 from sark_mw.ledger.postgres_sums import INSTANT, last_sequence, resolved, scope_totals
 from sark_mw.ledger.rows import COLUMNS, LIMIT_COLUMNS, MAX_MS, Row, clean_text, content_of, limit_of, limit_row, row_of
@@ -205,6 +205,11 @@ class PostgresLedger:
         """Tell which epoch of a shard is taken."""
         async with self._connection() as connection:
             return await read_fence(connection, shard)
+
+    async def is_overtaken(self, fence: Fence) -> bool:
+        """Tell whether another epoch has lived since a fence was put up."""
+        async with self._connection() as connection:
+            return await is_overtaken(connection, fence)
 
     async def adopt_epoch(self, shard: int, found: str, epoch: str) -> bool:
         """Let the fence that names `found` name `epoch`."""

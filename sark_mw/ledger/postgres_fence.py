@@ -48,6 +48,12 @@ async def put_fence(connection: _Connection, fence: Fence) -> None:
     await connection.execute(_PUT, fence.shard, fence.epoch, fence.base_seq)
 
 
+async def is_overtaken(connection: _Connection, fence: Fence) -> bool:
+    """Look for entries above the fence that are of another epoch."""
+    sql = "select exists (select 1 from cost_tracking where shard = $1 and shard_seq > $2 and epoch <> $3)"
+    return bool(await connection.fetchval(sql, fence.shard, fence.base_seq, fence.epoch))
+
+
 async def adopt(connection: _Connection, shard: int, found: str, epoch: str) -> bool:
     """Name another epoch, if the fence still names the one that was found."""
     sql = "update shard_epochs set epoch = $3 where shard = $1 and epoch = $2"

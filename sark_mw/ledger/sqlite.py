@@ -26,7 +26,7 @@ from sark_mw.ledger.base import (
 )
 from sark_mw.ledger.rows import COLUMNS, LIMIT_COLUMNS, SCOPES, Row, clean_text, content_of, limit_of, limit_row, row_of
 from sark_mw.ledger.schema import Migration, migrations
-from sark_mw.ledger.sqlite_fence import adopt, divide, forked, put_fence, read_fence
+from sark_mw.ledger.sqlite_fence import adopt, divide, forked, is_overtaken, put_fence, read_fence
 from sark_mw.ledger.sqlite_sums import SUMS, joined, last_sequence, resolved, scope_totals
 from sark_mw.ledger.summary import COUNTED, LOOK_BACK, Spelling, base_after, is_complete, sum_query, total_of
 from sark_mw.limit import Limit
@@ -127,6 +127,10 @@ class SqliteLedger:
     async def fence(self, shard: int) -> Fence | None:
         """Tell which epoch of a shard is taken."""
         return await self._work(lambda connection: read_fence(connection, shard))
+
+    async def is_overtaken(self, fence: Fence) -> bool:
+        """Tell whether another epoch has lived since a fence was put up."""
+        return await self._work(lambda connection: is_overtaken(connection, fence))
 
     async def adopt_epoch(self, shard: int, found: str, epoch: str) -> bool:
         """Let the fence that names `found` name `epoch`."""

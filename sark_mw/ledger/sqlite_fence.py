@@ -31,6 +31,12 @@ def put_fence(connection: sqlite3.Connection, fence: Fence) -> None:
     connection.execute(_PUT, (fence.shard, fence.epoch, fence.base_seq))
 
 
+def is_overtaken(connection: sqlite3.Connection, fence: Fence) -> bool:
+    """Look for entries above the fence that are of another epoch."""
+    sql = "select exists (select 1 from cost_tracking where shard = ? and shard_seq > ? and epoch <> ?)"
+    return bool(connection.execute(sql, (fence.shard, fence.base_seq, fence.epoch)).fetchone()[0])
+
+
 def adopt(connection: sqlite3.Connection, shard: int, found: str, epoch: str) -> bool:
     """Name another epoch, if the fence still names the one that was found."""
     sql = "update shard_epochs set epoch = ? where shard = ? and epoch = ?"

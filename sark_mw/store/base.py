@@ -153,6 +153,9 @@ class Outbox(Protocol):
     async def acknowledge(self, entries: Sequence[OutboxEntry]) -> None:
         """Drop entries that are safely in the ledger."""
 
+    async def discard(self, entries: Sequence[OutboxEntry]) -> None:
+        """Drop entries of data that were lost, where they survived: another entry may have their stream id by now."""
+
     async def backlog(self) -> int:
         """Count the entries that are not in the ledger yet."""
 

@@ -80,6 +80,17 @@ class RedisOutbox:
         for shard, ids in by_shard.items():
             await self._calls.run("acknowledge_outbox", lambda shard=shard, ids=ids: self._drop(shard, ids))  # type: ignore[misc]
 
+    async def discard(self, entries: Sequence[OutboxEntry]) -> None:
+        """Drop entries of data that were lost, where they survived: another entry may have their stream id by now."""
+        for entry in entries:
+            found = await self._calls.run("discard_outbox", lambda entry=entry: self._look(entry))  # type: ignore[misc]
+            if found == [entry]:
+                await self.acknowledge([entry])
+
+    async def _look(self, entry: OutboxEntry) -> list[OutboxEntry]:
+        stream = self._streams[entry.shard]
+        return _entries(entry.shard, await self._calls.client.xrange(stream, entry.stream_id, entry.stream_id))
+
     async def _drop(self, shard: int, ids: list[str]) -> None:
         async with self._calls.client.pipeline(transaction=False) as pipe:
             pipe.xack(self._streams[shard], GROUP, *ids)
