@@ -30,6 +30,11 @@ _PASSING = (
 _BACK_OFF_S = 0.02
 
 
+def _is_torn(error: AttributeError) -> bool:
+    """Tell a connection that redis-py closed under a call (its streams are None) from a fault of ours."""
+    return error.obj is None
+
+
 class Commands:
     """Send scripts and commands through one redis-py client (single, Sentinel, Cluster or fakeredis)."""
 
@@ -43,8 +48,10 @@ class Commands:
         observer: StoreObserver | None = None,
         wait_replicas: int = 0,
         wait_timeout_ms: int = 100,
+        prepare: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         self.client = client
+        self._prepare = prepare
         self.deadline_s = deadline_s
         self.breaker = breaker
         self.observer = observer
@@ -113,7 +120,17 @@ class Commands:
             while True:
                 try:
                     async with asyncio.timeout(patience):
+                        if self._prepare is not None:
+                            await self._prepare()
+                            self._prepare = None
                         return await call()
+                except AttributeError as error:
+                    # redis-py's cluster client closes all connections when it reads the slots anew, also those in use.
+                    if not _is_torn(error):
+                        raise
+                    if time.monotonic() + _BACK_OFF_S >= ends:
+                        raise redis_errors.ConnectionError(f"connection closed while in use: {error}") from error
+                    await asyncio.sleep(_BACK_OFF_S)
                 except (TimeoutError, redis_errors.TimeoutError):
                     patience = max(ends - time.monotonic(), 0.001)
                     if time.monotonic() + _BACK_OFF_S >= ends:

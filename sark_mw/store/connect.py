@@ -60,6 +60,8 @@ async def open_store(url: str, options: StoreOptions | None = None, **changes: A
         breaker = Breaker(threshold=chosen.breaker_threshold, cooldown_s=chosen.breaker_cooldown_s, on_change=observer.on_breaker)
     commands = Commands(
         client,
+        # A cluster's slots are read before the first calls: cold ones would go to any node, and be moved all at once.
+        prepare=client.initialize if isinstance(client, redis.RedisCluster) else None,
         deadline_s=chosen.deadline_s,
         breaker=breaker,
         max_in_flight=chosen.max_connections,
@@ -143,6 +145,8 @@ def _cluster(url: str, options: StoreOptions) -> tuple[Any, Close]:
     client = redis.RedisCluster(
         startup_nodes=[ClusterNode(host, port) for host, port in nodes],
         max_connections=options.max_connections,
+        # MOVED mends the slot it names; reading all slots anew would close connections that are in use.
+        reinitialize_steps=0,
         **extra,
         **(_common(options) | {"retry": Retry(NoBackoff(), 3)}),
     )
