@@ -40,6 +40,7 @@ from sark_mw.policy.window import RollingWindow
 from sark_mw.pricing.anthropic import AnthropicCostEstimator
 from sark_mw.pricing.base import CostEstimate, CostEstimator, InvocationRequest, InvocationResult
 from sark_mw.pricing.fixed import FixedCostEstimator, NoCostEstimator
+from sark_mw.pricing.gemini import GeminiCostEstimator
 from sark_mw.pricing.openai import OpenAICostEstimator
 from sark_mw.sark import Sark
 from sark_mw.settings import Settings
@@ -57,6 +58,7 @@ __all__ = [
     "DirectReservation",
     "Enforcer",
     "FixedCostEstimator",
+    "GeminiCostEstimator",
     "Instrumentation",
     "InvalidRequestError",
     "Invocation",

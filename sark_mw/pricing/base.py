@@ -96,6 +96,8 @@ class Estimate:
     audio_input_tokens: int = 0
     output_limited: bool = False
     choices: int = 1
+    #: Per choice, what comes on top of the request's own limit: rejected predictions, thoughts.
+    extra_output_tokens: int = 0
     service_tier: str | None = None
     #: In yocto-dollars: the fixed part (input, fees) of the ceiling, and the dearest that one output token can be.
     fixed_yoctos: int = 0
@@ -106,7 +108,8 @@ class Estimate:
         left = available_nanos * YOCTOS_PER_NANO - self.fixed_yoctos
         if self.output_yoctos == 0 or left < 0:
             return None
-        return min(left // self.output_yoctos, self.max_output_tokens) // self.choices
+        affordable = min(left // self.output_yoctos, self.max_output_tokens) // self.choices - self.extra_output_tokens
+        return affordable if affordable > 0 or not self.extra_output_tokens else None
 
 
 class CostEstimator(ABC):

@@ -21,6 +21,7 @@ _EXACT, _PATTERN, _PREFIX, _PART = 3, 2, 1, 0
 # What may follow a known name without making another, dearer model of it: dates, versions, smaller sizes.
 _NEUTRAL = re.compile(r"(?:[-@:.](?:v?\d+(?:[-.:]\d+)*|latest|preview|beta|exp|chat|instruct|mini|nano|lite|small))+")
 _TOKEN_KEYS = ("input_mtok", "output_mtok")
+_MEDIA_KEYS = ("output_audio_mtok", "output_image_mtok", "output_video_mtok")
 _TIER_KEYS = frozenset({"service_tier", "processing", "speed"})
 
 
@@ -154,7 +155,8 @@ def _rates(prices: dict[str, Decimal | gp.TieredPrices], input_tokens: int, mode
         cache_write_1h=at("cache_write_1h_mtok"),
         input_audio=at("input_audio_mtok"),
         reasoning=at("output_reasoning_mtok"),
-        output_audio=at("output_audio_mtok"),
+        # No model writes more than one of these, and it is the dearest of what it writes.
+        output_audio=max((price for key in _MEDIA_KEYS if (price := at(key)) is not None), default=None),
         cache_premium="claude" in model,
     )
 

@@ -100,7 +100,7 @@ class MeteredEstimator(CostEstimator):
         ceiling_nanos = nanos_up(fixed + most * output_rate)
         if ceiling_nanos > MAX_HOLD:
             raise InvalidRequestError("The request may cost more than can be reserved: lower its output limit", "max_tokens")
-        expected_output = self._learned.expected(model, limit) * demand.choices if limit else 0
+        expected_output = self._learned.expected(model, limit + demand.extra_output) * demand.choices if limit else 0
         probable = Usage(
             input_tokens=tokens.expected + tally.audio_expected,
             input_audio_tokens=tally.audio_expected,
@@ -120,6 +120,7 @@ class MeteredEstimator(CostEstimator):
             audio_input_tokens=tally.audio_ceiling,
             output_limited=demand.limit is not None or limit == 0,
             choices=demand.choices,
+            extra_output_tokens=demand.extra_output if limit else 0,
             service_tier=tier,
             fixed_yoctos=fixed,
             output_yoctos=output_rate,

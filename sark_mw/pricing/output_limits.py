@@ -43,6 +43,14 @@ _MAX_OUTPUT_TOKENS = {
     "claude-sonnet-4-5": 64_000,
     "claude-sonnet": 128_000,
     "claude": 128_000,
+    "gemini": 65_536,
+    "gemini-1": 8_192,
+    "gemini-2.0": 8_192,
+    "gemini-2.5-flash-image": 32_768,
+    "gemini-flash-1": 8_192,
+    "gemini-pro": 8_192,
+    "gemini-pro-latest": 65_536,
+    "gemma": 32_768,
 }
 
 

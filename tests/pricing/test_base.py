@@ -105,6 +105,8 @@ def test_the_built_in_estimators_are_there_and_fast() -> None:
     assert {name: estimator.provider_name for name, estimator in estimators.items()} == {
         "openai": "openai",
         "anthropic": "anthropic",
+        "gemini": "google",
+        "google": "google",
         "free": "free",
     }
     assert all(isinstance(estimator, Meter) for estimator in estimators.values())
