@@ -21,6 +21,8 @@ class RedisOutbox:
     def __init__(self, commands: Commands, keys: Sequence[ShardKeys]) -> None:
         self._calls = commands
         self._streams = [key.outbox for key in keys]
+        #: (consumer, shard) of reads that nobody is known to have got the answer of.
+        self._unsure: set[tuple[str, int]] = set()
 
     async def _grouped(self, stream: str, read: Any) -> Any:
         """Read with the group; make it when it is missing (a new shard, or one that lost its data)."""
@@ -47,16 +49,26 @@ class RedisOutbox:
         return [await self._calls.run(name, bound(shard)) for shard in range(len(self._streams))]
 
     async def read(self, consumer: str, count: int) -> list[OutboxEntry]:
-        """Take up to `count` new entries per shard for `consumer`."""
+        """Take up to `count` new entries per shard for `consumer`; those of a read whose answer was lost come first."""
 
         async def one(shard: int) -> list[OutboxEntry]:
-            stream = self._streams[shard]
-            reply = await self._grouped(
-                stream, lambda: self._calls.client.xreadgroup(GROUP, consumer, {stream: ">"}, count=count)
-            )
-            return _entries(shard, _messages(reply))
+            stream, entries = self._streams[shard], list[OutboxEntry]()
+            # What was given in an answer that was lost is this consumer's all the same, and not new any more.
+            for start in ("0", ">") if (consumer, shard) in self._unsure else (">",):
+                self._unsure.add((consumer, shard))
+                read = {stream: start}
+                reply = await self._grouped(
+                    stream, lambda read=read: self._calls.client.xreadgroup(GROUP, consumer, read, count=count)
+                )
+                entries = _entries(shard, _messages(reply))
+                if entries:
+                    break
+            return entries
 
-        return [entry for entries in await self._each("read_outbox", one) for entry in entries]
+        found = [entry for entries in await self._each("read_outbox", one) for entry in entries]
+        # Only now: when one shard fails, what the others gave is given again.
+        self._unsure -= {(consumer, shard) for shard in range(len(self._streams))}
+        return found
 
     async def reclaim(self, consumer: str, idle_ms: int, count: int) -> list[OutboxEntry]:
         """Take over what was taken but not acknowledged for `idle_ms`, and what this consumer itself had taken."""

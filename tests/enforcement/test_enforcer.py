@@ -196,6 +196,11 @@ async def test_a_client_that_goes_while_its_reserve_is_under_way_leaves_nothing_
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+
+    async def answered() -> bool:
+        return not any("Enforcer._reserve" in repr(task.get_coro()) for task in asyncio.all_tasks())
+
+    await until(answered)
     await until(lambda: _nothing_held(sark))
     assert sark.enforcer.live == {}
     await assert_balanced(sark, 0)

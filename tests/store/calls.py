@@ -53,16 +53,25 @@ class Caller:
         """Book so many nanos."""
         amounts = (("usd", nanos),)
         return await self.store.settle(
-            Settle(reservation_id=name, root=ROOT, lines=self.lines, amounts=amounts, made_ms=made_ms, entry='{"s":["team:ml"]}')
+            Settle(
+                reservation_id=name,
+                root=self.table.root,
+                lines=self.lines,
+                amounts=amounts,
+                made_ms=made_ms,
+                entry='{"s":["team:ml"]}',
+            )
         )
 
     async def release(self, name: str) -> SettleReply:
         """Give a hold back."""
-        return await self.store.settle(Settle(reservation_id=name, root=ROOT, lines=(), amounts=(), kind=Resolution.RELEASE))
+        return await self.store.settle(
+            Settle(reservation_id=name, root=self.table.root, lines=(), amounts=(), kind=Resolution.RELEASE)
+        )
 
     async def counted(self) -> tuple[int, int]:
         """Read what is spent and what is held of the budget."""
-        (balance,) = (await self.store.balance(ROOT, self.lines)).balances
+        (balance,) = (await self.store.balance(self.table.root, self.lines)).balances
         return balance.spent, balance.held
 
     async def outbox(self) -> list[OutboxEntry]:

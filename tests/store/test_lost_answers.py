@@ -9,6 +9,7 @@ import pytest
 
 from sark_mw.errors import StoreUnavailableError
 from sark_mw.reservation import Outcome
+from tests.servers.fixtures import FreshValkey
 from tests.servers.redis_server import RedisHandle
 from tests.servers.tcp_proxy import TcpProxy
 from tests.store.calls import Watch, another, budget, opened
@@ -124,16 +125,37 @@ async def test_the_outbox_gives_again_what_was_read_and_lost_on_the_way(valkey_s
         caller = await budget(store, 100)
         for name in ("a", "b"):
             await caller.settle(name, 3, (await caller.reserve(name)).made_ms)
-        assert [entry.reservation_id for entry in await store.read("me", 1)] == ["a"]
+        first = await store.read("me", 1)
+        await store.acknowledge(first)
         proxy.lose_answers(containing=b"XREADGROUP")
-        assert await store.read("me", 10) == []
+        second = await store.read("me", 10)
         assert proxy.answers_lost == 1
-        again = await store.reclaim("me", 10_000_000, 10)
-        assert [entry.reservation_id for entry in again] == ["a", "b"]
+        assert [entry.reservation_id for entry in (*first, *second)] == ["a", "b"]
+        assert await store.read("me", 10) == []
         proxy.lose_answers(containing=b"XACK")
-        await store.acknowledge(again)
+        await store.acknowledge(second)
         assert await store.backlog() == 0
         assert await store.reclaim("me", 0, 10) == []
+
+
+async def test_what_one_shard_gave_is_given_again_when_the_read_of_another_failed(
+    fresh_valkey: FreshValkey,
+) -> None:
+    server = fresh_valkey()
+    async with opened(server.url, deadline_s=0.3) as store:
+        callers = {store.shard_of(root): await budget(store, 100, root) for root in ("acme", "b", "c", "d", "e", "f")}
+        assert sorted(callers) == [0, 1]
+        for shard, caller in callers.items():
+            await caller.reserve(f"r{shard}")
+            await caller.release(f"r{shard}")
+        healthy = store.keys_of(1).outbox
+        server.command("RENAME", healthy, "elsewhere")
+        server.command("SET", healthy, "in the way")
+        with pytest.raises(StoreUnavailableError):
+            await store.read("me", 10)
+        server.command("RENAME", "elsewhere", healthy)
+        assert [entry.reservation_id for entry in await store.read("me", 10)] == ["r0", "r1"]
+        assert await store.read("me", 10) == []
 
 
 async def test_five_hundred_calls_in_flight_share_two_connections(valkey_server: RedisHandle) -> None:
