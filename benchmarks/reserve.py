@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import redis.asyncio as redis
@@ -125,16 +125,28 @@ async def server_micros(client: Any) -> float:
     return float(stats.get("cmdstat_evalsha", {}).get("usec", 0))
 
 
+async def server_cpu_micros(client: Any) -> float:
+    """Read the CPU time of the server's main thread: what else the machine does is not in it."""
+    stats = await client.info("cpu")
+    return (float(stats["used_cpu_user_main_thread"]) + float(stats["used_cpu_sys_main_thread"])) * 1e6
+
+
 async def server_time(
-    client: Any, store: RedisStore, table: LimitTable, lines: Sequence[tuple[Line, ...]], groups: int, size: int = GROUP
+    client: Any,
+    store: RedisStore,
+    table: LimitTable,
+    lines: Sequence[tuple[Line, ...]],
+    groups: int,
+    size: int = GROUP,
+    read: Callable[[Any], Awaitable[float]] = server_micros,
 ) -> float:
     """Return the server's µs per reservation in groups, by its own account; settles are left out of it."""
     each = []
     for _ in range(groups):
         requests = group(table, lines, size)
-        before = await server_micros(client)
+        before = await read(client)
         replies = await asyncio.gather(*(store.reserve(request) for request in requests))
-        each.append((await server_micros(client) - before) / size)
+        each.append((await read(client) - before) / size)
         assert all(reply.admitted for reply in replies)
         await _finish(store, requests)
     return percentile(each, 50)
@@ -160,12 +172,22 @@ async def _server_time(url: str, store: RedisStore, table: LimitTable, options: 
             ("64 distinct users and keys", distinct, 30.0),
         )
     ]
+    cpu = [
+        Figure(
+            name=f"server's CPU, per reservation, {who}",
+            value=await server_time(client, store, table, lines, groups, read=server_cpu_micros),
+            unit="µs",
+            note="reading the command and writing the reply included",
+        )
+        for who, lines in (("one principal", shared), ("64 distinct users and keys", distinct))
+    ]
     one = await server_time(client, store, table, shared, groups, 1)
     empty = await _empty_script(client, options)
     await client.aclose()
     note = f"script of {len(script.source):,} bytes"
     return [
         *figures,
+        *cpu,
         Figure(name="server, a reservation that is alone", value=one, unit="µs", note=note),
         Figure(name="server, an empty script", value=empty, unit="µs", note="what a call costs before it does anything"),
     ]

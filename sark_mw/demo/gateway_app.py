@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from sark_mw.asgi.middleware import SarkMiddleware
+from sark_mw import SarkMiddleware
 from sark_mw.asgi.types import App, Receive, Scope, Send
 from sark_mw.demo.books import Stopwatch, glance, read_books
 from sark_mw.demo.cast import demo_settings
