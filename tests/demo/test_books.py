@@ -53,7 +53,18 @@ def test_books_that_balance_are_good() -> None:
         replace(_GOOD, retried=1),
         replace(_GOOD, failures=Counter({"500": 1})),
     ],
-    ids=["overspent", "overspent_meanwhile", "held", "drift", "nobody_refused", "billed_more", "no_money", "unflushed", "retries", "errors"],
+    ids=[
+        "overspent",
+        "overspent_meanwhile",
+        "held",
+        "drift",
+        "nobody_refused",
+        "billed_more",
+        "no_money",
+        "unflushed",
+        "retries",
+        "errors",
+    ],
 )
 def test_one_thing_amiss_makes_the_demo_fail(bad: Report) -> None:
     assert not bad.good
