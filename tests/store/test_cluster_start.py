@@ -21,5 +21,6 @@ async def test_a_gateway_starts_on_a_cluster_every_time(valkey_cluster: ValkeyCl
             async with sark.reserve(principal=f"user:{turn}", estimate="0.4") as reservation:
                 reservation.settle("0.3")
             await sark.settler.drain(5)
-            (budget,) = (await sark.store.balance("default", (await sark.tables.layout("default", (f"user:{turn}",))).lines)).balances
+            layout = await sark.tables.layout("default", (f"user:{turn}",))
+            (budget,) = (await sark.store.balance("default", layout.lines)).balances
             assert (budget.spent, budget.held) == (300_000_000, 0)
