@@ -142,8 +142,8 @@ async def test_a_refusal_says_how_many_tokens_could_be_afforded(valkey_server: R
     ("unit", "window", "kind", "longest"),
     [
         ("requests", "minute", RefusalKind.RATE_LIMIT, 60),
-        ("requests", "day", RefusalKind.RATE_LIMIT, 60),
-        ("requests", "rolling:3600", RefusalKind.RATE_LIMIT, 60),
+        ("requests", "day", RefusalKind.RATE_LIMIT, 86_400),
+        ("requests", "rolling:3600", RefusalKind.RATE_LIMIT, 3_600),
         ("concurrency", "total", RefusalKind.CONCURRENCY, 1),
     ],
 )
