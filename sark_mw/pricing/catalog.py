@@ -19,7 +19,8 @@ Fit = tuple[int, int]
 _EXACT, _PATTERN, _PREFIX, _PART = 3, 2, 1, 0
 
 # What may follow a known name without making another, dearer model of it: dates, versions, smaller sizes.
-_NEUTRAL = re.compile(r"(?:[-@:.](?:v?\d+(?:[-.:]\d+)*|latest|preview|beta|exp|chat|instruct|mini|nano|lite|small))+")
+# Each piece begins with a mark that is in no other place, so that there is one way to read a name, and never a way back.
+_NEUTRAL = re.compile(r"(?:[-@:.](?:v?\d++|latest|preview|beta|exp|chat|instruct|mini|nano|lite|small))++")
 _TOKEN_KEYS = ("input_mtok", "output_mtok")
 _MEDIA_KEYS = ("output_audio_mtok", "output_image_mtok", "output_video_mtok")
 _TIER_KEYS = frozenset({"service_tier", "processing", "speed"})

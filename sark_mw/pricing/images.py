@@ -13,7 +13,7 @@ from sark_mw.pricing.tokens import TokenCount
 #: Enough of a base64 file to find its size in: photographs carry a thumbnail and a colour profile before it.
 _HEAD = 64 * 1024
 _FRAME_MARKERS = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
-_DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,")
+_DATA_URL = re.compile(r"data:image/[\w.+-]{1,64};base64,")
 
 
 class Size(NamedTuple):

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 #: Prices are looked up anew after this long: some change on a date, some with the time of day.
 _FRESH_SECONDS = 900
 _CACHED_MODELS = 4_096
+#: Names in front of a model's that are tried as its seller's (`openrouter/anthropic/…`); each is looked up in all of the data.
+_MAX_SELLERS = 4
 #: A longer name is nobody's model.
 MAX_MODEL_NAME = 256
 
@@ -121,7 +123,7 @@ class PriceBook:
         if given is not None:
             readings.append((given, name))
         rest = name
-        while "/" in rest:
+        for _ in range(min(name.count("/"), _MAX_SELLERS)):
             head, _, rest = rest.partition("/")
             if (house := self._catalog.provider(head)) is not None:
                 readings.append((house, rest))

@@ -57,3 +57,21 @@ def test_without_the_tokenizer_extra_the_hold_is_wider_and_nothing_fails(
     assert without == switched_off
     assert without.input_tokens > exact.input_tokens
     assert abs(without.expected_input_tokens - exact.expected_input_tokens) < exact.expected_input_tokens * 0.3
+
+
+def test_a_name_that_may_be_read_in_many_ways_is_read_in_one(book: PriceBook) -> None:
+    # By a pattern that tries every way, each of these takes longer than the universe has.
+    for name in ("gpt-4.1" + "-1" * 60 + "!", "gpt-4o" + ".1-2:3" * 30 + "x", "gpt-4o" + "-v1" * 40 + "_"):
+        assert book.price("openai", name).unknown
+    assert book.price("openai", "gpt-4.1" + "-1" * 60).model == "gpt-4.1"
+    assert book.price("openai", "gpt-4o-2024.08-06@v1:2-latest").model == "gpt-4o"
+
+
+def test_sellers_in_front_of_a_name_are_tried_up_to_a_bound(book: PriceBook) -> None:
+    assert not book.price("openai", "openrouter/proxies/openai/gpt-4o").unknown
+    asked: list[str] = []
+    provider = book._catalog.provider
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(book._catalog, "provider", lambda name: asked.append(name) or provider(name))
+        assert book.price("openai", "a/" * 127 + "b").unknown
+    assert len(asked) < 12
