@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -68,6 +69,8 @@ def make_desk(sark: Sark, stopwatch: Stopwatch) -> App:
 
 
 async def _main(upstream: str, directory: Path, port: int) -> None:
+    # Every shard of an empty store is begun from the empty ledger: true, and of no interest on a first look.
+    logging.getLogger("sark_mw").setLevel(logging.ERROR)
     stopwatch = Stopwatch()
     gateway = SarkMiddleware(make_gateway(upstream), settings=demo_settings(directory), instrumentation=stopwatch)
     desk = make_desk(gateway.sark, stopwatch)
