@@ -5,33 +5,34 @@ local MAX_BUCKETS = 52
 local MAX_FIELDS = 2000
 
 local function open_book(key, now, retention)
-  return { key = key, now = now, retention = retention, rows = {}, order = {} }
+  return { key = key, now = now, retention = retention, rows = {}, order = {}, dirty = false }
 end
 
 -- Read the counters of the lines that are not in the book yet.
 local function load_rows(book, lines)
-  local missing, rows = {}, {}
+  local missing, unread, rows, order = {}, {}, book.rows, book.order
   for _, line in ipairs(lines) do
-    if not book.rows[line.counter] then
-      local row = { line = line, add_spent = 0, add_held = 0 }
-      book.rows[line.counter] = row
+    if not rows[line.counter] then
+      rows[line.counter] = true
       missing[#missing + 1] = line.counter
-      rows[#rows + 1] = row
+      unread[#unread + 1] = line
     end
-  end
-  if #missing == 0 then
-    return
   end
   for first = 1, #missing, MAX_FIELDS do
     local last = math.min(first + MAX_FIELDS - 1, #missing)
     local spent = redis.call('HMGET', book.key.spent, unpack(missing, first, last))
     local held = redis.call('HMGET', book.key.held, unpack(missing, first, last))
     for n = first, last do
-      local row, i = rows[n], n - first + 1
-      row.is_new = not spent[i]
-      row.spent_text, row.held_text = spent[i] or '0', held[i] or '0'
-      row.spent, row.held = tonumber(row.spent_text), tonumber(row.held_text)
-      book.order[#book.order + 1] = row
+      local i = n - first + 1
+      local spent_text, held_text = spent[i] or '0', held[i] or '0'
+      -- All fields at once: a table that grows field by field is laid out anew several times.
+      local row = {
+        line = unread[n], is_new = not spent[i], spent_text = spent_text, held_text = held_text,
+        spent = tonumber(spent_text), held = tonumber(held_text), add_spent = 0, add_held = 0,
+        spent_changed = false, held_changed = false,
+      }
+      rows[missing[n]] = row
+      order[#order + 1] = row
     end
   end
 end
@@ -43,7 +44,9 @@ local function change_held(book, line, amount)
     row.held, row.add_held = row.held + row.add_held, 0
   end
   row.add_held = row.add_held + amount
-  row.held_changed = row.held_changed or amount ~= 0
+  if amount ~= 0 then
+    row.held_changed, book.dirty = true, true
+  end
 end
 
 local function change_spent(book, line, amount)
@@ -53,7 +56,9 @@ local function change_spent(book, line, amount)
     row.spent, row.add_spent = row.spent + row.add_spent, 0
   end
   row.add_spent = row.add_spent + amount
-  row.spent_changed = row.spent_changed or amount ~= 0
+  if amount ~= 0 then
+    row.spent_changed, book.dirty = true, true
+  end
 end
 
 local function first_bucket(now, line)
@@ -130,19 +135,21 @@ end
 -- Write one kind of change of all rows: small counters in one HSET, large ones with HINCRBY.
 local function write_rows(book, hash, what, drop_zero)
   local sets, gone = {}, {}
-  local change, flag = 'add_' .. what, what .. '_changed'
+  local change, flag, text = 'add_' .. what, what .. '_changed', what .. '_text'
   for _, row in ipairs(book.order) do
     if row[flag] then
-      local total = row[what] + row[change]
+      local total, written = row[what] + row[change], false
       if math.abs(total) > MAX_EXACT or math.abs(row[what]) > MAX_EXACT then
         redis.call('HINCRBY', hash, row.line.counter, digits(row[change]))
       elseif total == 0 and drop_zero then
         gone[#gone + 1] = row.line.counter
+        written = '0'
       else
+        written = digits(total)
         sets[#sets + 1] = row.line.counter
-        sets[#sets + 1] = digits(total)
+        sets[#sets + 1] = written
       end
-      row[what], row[change], row[flag], row[what .. '_text'] = total, 0, nil, nil
+      row[what], row[change], row[flag], row[text] = total, 0, false, written
     end
   end
   for first = 1, #gone, MAX_FIELDS do
@@ -154,6 +161,10 @@ local function write_rows(book, hash, what, drop_zero)
 end
 
 local function close_book(book)
+  if not book.dirty then
+    return
+  end
+  book.dirty = false
   for _, row in ipairs(book.order) do
     if row.spent_changed and (row.is_new or row.line.rolling > 0) then
       keep_until(book, row.line)
@@ -164,21 +175,14 @@ local function close_book(book)
   write_rows(book, book.key.held, 'held', true)
 end
 
-local function text_of(row, hash, what)
-  if row[what .. '_text'] then
-    return row[what .. '_text']
-  elseif math.abs(row[what]) <= MAX_EXACT then
-    return digits(row[what])
-  end
-  return redis.call('HGET', hash, row.line.counter) or '0'
-end
-
 -- What the counters are after the last close of the book, exactly: as the strings that Redis holds.
 local function texts_of(book, lines)
-  local spent, held = {}, {}
+  local spent, held, rows = {}, {}, book.rows
   for i, line in ipairs(lines) do
-    local row = book.rows[line.counter]
-    spent[i], held[i] = text_of(row, book.key.spent, 'spent'), text_of(row, book.key.held, 'held')
+    local row = rows[line.counter]
+    -- Only a counter beyond 2^53 that was just changed has no text: HINCRBY knows it exactly, we do not.
+    spent[i] = row.spent_text or redis.call('HGET', book.key.spent, line.counter) or '0'
+    held[i] = row.held_text or redis.call('HGET', book.key.held, line.counter) or '0'
   end
   return spent, held
 end

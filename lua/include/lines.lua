@@ -6,7 +6,7 @@ local function parse_lines(argv, at, count)
     local kind = argv[at + 5]
     local line = {
       counter = argv[at], unit = argv[at + 1], amount = tonumber(argv[at + 2]), starts = tonumber(argv[at + 3]),
-      ends = tonumber(argv[at + 4]), rolling = 0, bucket = 0, enforce = string.byte(kind) == 101,
+      ends = tonumber(argv[at + 4]), rolling = 0, bucket = 0, enforce = string.byte(kind) == 101, row = false,
     }
     if #kind > 1 then
       local rolling, bucket = string.match(kind, '(%d+) (%d+)')
