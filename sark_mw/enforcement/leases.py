@@ -288,7 +288,10 @@ class LeasePool:
         except StoreError:
             # The answer may only be lost: whatever the store holds under this id is given back.
             name, root = asked.reservation_id, asked.root
-            self._settler.submit(Settle(reservation_id=name, root=root, lines=(), amounts=(), kind=Resolution.RELEASE))
+            ending = Settle(
+                reservation_id=name, root=root, lines=(), amounts=(), kind=Resolution.RELEASE, entry=asked.entry
+            )
+            self._settler.submit(ending)
             raise
         finally:
             if reply is None or not reply.admitted:

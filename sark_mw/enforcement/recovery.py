@@ -120,7 +120,9 @@ class Recovery:
                 await self._ledger.adopt_epoch(shard, epoch, in_force)
                 return
             if not await self._ledger.is_overtaken(books.fence):
-                _log.warning("store: shard %d was begun from the ledger, epoch %s", shard, epoch)
+                # A ledger that knows nothing of the shard means a new installation, not a loss.
+                level = logging.WARNING if books.fence.base_seq else logging.INFO
+                _log.log(level, "store: shard %d was begun from the ledger, epoch %s", shard, epoch)
                 return
             # This process stood still between its two steps while another epoch came and went: the sums are too old.
             await self._store.abandon(shard, epoch)
