@@ -12,12 +12,13 @@ from sark_mw.enforcement.admission import Admission, Spent
 from sark_mw.errors import MoneyError
 from sark_mw.money import to_nanos
 from sark_mw.pricing.base import CostEstimator, InvocationRequest, InvocationResult, Meter
+from sark_mw.pricing.tokens import expected_tokens
 from sark_mw.usage import Usage
 from sark_mw.wire.base import UsageTap
 
 _log = logging.getLogger(__name__)
 
-#: Where only characters were counted: as in English. Other scripts have fewer to a token, which the flag `estimated` says.
+#: As in English; scripts that have fewer characters to a token are weighed by their bytes.
 _CHARS_PER_TOKEN = 4
 _OWN_ESTIMATOR_S = 5.0
 
@@ -48,11 +49,15 @@ def spent_on(admission: Admission, meter: Meter | None, tap: UsageTap, status: i
 def counted(admission: Admission, meter: Meter | None, tap: UsageTap, status: int) -> Spent:
     """Count a response that did not tell, or has not told all yet."""
     usage, estimate = tap.usage or Usage(), admission.estimate
-    made = max(usage.output_tokens, -(-tap.output_chars // _CHARS_PER_TOKEN))
+    made = max(usage.output_tokens, _seen_tokens(tap))
     if estimate.max_output_tokens:
         made = min(made, max(estimate.max_output_tokens, usage.output_tokens))
     read = usage.input_tokens if tap.usage else (estimate.expected_input_tokens or estimate.input_tokens)
     return price(admission, meter, replace(usage, input_tokens=read, output_tokens=made, estimated=True), status)
+
+
+def _seen_tokens(tap: UsageTap) -> int:
+    return max(-(-tap.output_chars // _CHARS_PER_TOKEN), expected_tokens(tap.output_byte_counts))
 
 
 def price(admission: Admission, meter: Meter | None, usage: Usage, status: int | None) -> Spent:

@@ -13,12 +13,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from urllib.parse import parse_qsl
 
 from sark_mw.asgi.types import RawHeaders, Scope, client_address, header
 from sark_mw.errors import ConfigurationError, InvalidRequestError
 from sark_mw.instrumentation.keys import hash_key
 from sark_mw.limit import clean_scope
 from sark_mw.settings import KeySettings, PrincipalSettings
+from sark_mw.wire import WIRES
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +30,7 @@ MAX_KEY_CHARS = 4096
 # API keys are long and random, so a hash under a public secret still hides them; a short one of an own scheme it does not.
 _PUBLIC_SECRET = b"sark_mw: no principal.key_secret is set"
 _KEYS_REMEMBERED = 4096
+_MAX_QUERY_FIELDS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,7 @@ class PrincipalResolver:
             elif source == "header":
                 found = self._from_header(scope, headers)
             else:
-                key = self._api_key(headers) if source == "api_key" else _bearer(headers)
+                key = self._api_key(scope, headers) if source == "api_key" else _bearer(headers)
                 if key is None:
                     continue
                 found = self._from_key(key)
@@ -136,11 +139,11 @@ class PrincipalResolver:
         peer = getattr(peer, "ipv4_mapped", None) or peer
         return any(peer.version == network.version and peer in network for network in self._networks)
 
-    def _api_key(self, headers: RawHeaders) -> str | None:
+    def _api_key(self, scope: Scope, headers: RawHeaders) -> str | None:
         for name in self._api_key_headers:
             if value := header(headers, name):
                 return value.decode("latin-1").strip() or None
-        return None
+        return _query_key(scope)
 
     def _from_key(self, key: str) -> Principal | None:
         if len(key) > MAX_KEY_CHARS:
@@ -199,6 +202,23 @@ def _single(headers: RawHeaders, name: bytes) -> str | None:
         return values[0].decode("utf-8").strip()
     except UnicodeDecodeError:
         raise InvalidRequestError(f"The header {name.decode('latin-1')} is not UTF-8.") from None
+
+
+def _query_key(scope: Scope) -> str | None:
+    """Return the API key in the query, where Gemini's callers may put it; no other dialect has one there."""
+    query: bytes = scope.get("query_string", b"")
+    if b"key" not in query or WIRES["gemini"].match(scope["method"], scope["path"]) is None:
+        return None
+    try:
+        # The encoding of header values, so that a key is the same wherever it stands.
+        fields = parse_qsl(query.decode("latin-1"), max_num_fields=_MAX_QUERY_FIELDS, encoding="latin-1")
+    except ValueError:
+        raise InvalidRequestError(f"The query must have at most {_MAX_QUERY_FIELDS} fields.") from None
+    keys = {value.strip() for name, value in fields if name == "key"} - {""}
+    if len(keys) > 1:
+        # Which of them the provider takes is not known here.
+        raise InvalidRequestError("The query must not have several keys.")
+    return keys.pop() if keys else None
 
 
 def _bearer(headers: RawHeaders) -> str | None:

@@ -6,9 +6,10 @@ vocabulary; the expected count is near. Nothing here takes more than a few milli
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -139,9 +140,31 @@ def _count_classes(text: str, data: bytes) -> list[int]:
     return counts
 
 
+def expected_tokens(byte_counts: Mapping[int, int]) -> int:
+    """Estimate the tokens of a text of which is only known how often each byte of its UTF-8 occurs."""
+    counts = [0] * len(_WEIGHTS)
+    for byte, count in byte_counts.items():
+        if _TABLE[byte] != _CONTINUATION:
+            counts[_TABLE[byte]] += count
+    return math.ceil(_sum_up(counts)[1])
+
+
 def _weigh(text: str) -> TokenCount:
     data = utf8(text)
     counts = _count_classes(text, data)
+    ceiling, expected = _sum_up(counts)
+    # Runs of spaces (indentation) become one token for many.
+    pairs = data.count(b"  ")
+    ceiling -= pairs * _SPACE.ceiling
+    expected -= pairs * 2 * _SPACE.expected * 0.8
+    # Letters under piles of accents are cut one by one.
+    combining = counts[_COMBINING] if len(counts) > _COMBINING else 0
+    bound = len(data) if combining * 3 > counts[_LOWER] + counts[_UPPER] else min(len(data), int(ceiling) + 3)
+    return TokenCount(bound, min(bound, max(int(expected + 0.5), 1 if data else 0)))
+
+
+def _sum_up(counts: list[int]) -> tuple[float, float]:
+    """Weigh how many characters of each class there are: what bounds their tokens, and what is usual."""
     ceiling = expected = 0.0
     for count, (_, most, usual) in zip(counts, _WEIGHTS, strict=False):
         if count:
@@ -153,14 +176,7 @@ def _weigh(text: str) -> TokenCount:
         ceiling += counts[_LOWER] * (_DENSE.ceiling - _WEIGHTS[_LOWER][1]) + counts[_GAP] * (1 - _SPACE.ceiling)
         expected += counts[_LOWER] * (_DENSE.expected - _WEIGHTS[_LOWER][2])
         expected += counts[_UPPER] * (_DENSE.expected - _WEIGHTS[_UPPER][2])
-    # Runs of spaces (indentation) become one token for many.
-    pairs = data.count(b"  ")
-    ceiling -= pairs * _SPACE.ceiling
-    expected -= pairs * 2 * _SPACE.expected * 0.8
-    # Letters under piles of accents are cut one by one.
-    combining = counts[_COMBINING] if len(counts) > _COMBINING else 0
-    bound = len(data) if combining * 3 > letters else min(len(data), int(ceiling) + 3)
-    return TokenCount(bound, min(bound, max(int(expected + 0.5), 1 if data else 0)))
+    return ceiling, expected
 
 
 class TextCounter:

@@ -21,9 +21,9 @@ from sark_mw.wire.body import (
     parse,
     part,
     read_object,
-    text_chars,
 )
 from sark_mw.wire.refusal import details_of, response_of
+from sark_mw.wire.seen import SeenText
 from sark_mw.wire.tap import PassTap, tap_for
 
 # OpenAI's threads end in /messages too, after an id: only bare, after a version or after "anthropic".
@@ -88,7 +88,7 @@ class AnthropicReader:
 
     def __init__(self) -> None:
         self.usage: Usage | None = None
-        self.output_chars = 0
+        self.text = SeenText()
         self.failed = False
         self.started = False
         self._model: object = None
@@ -110,7 +110,7 @@ class AnthropicReader:
         elif kind == "content_block_delta":
             delta = mapping(body.get("delta"))
             self.started = True
-            self.output_chars += text_chars(delta.get("text"), delta.get("thinking"), delta.get("partial_json"))
+            self.text.add(delta.get("text"), delta.get("thinking"), delta.get("partial_json"))
         elif kind == "message_delta":
             usage = mapping(body.get("usage"))
             self._counted = self._counted or usage.get("output_tokens") is not None
@@ -126,7 +126,7 @@ class AnthropicReader:
         self._model = whole.get("model")
         self._merge(mapping(whole.get("usage")), complete=True)
         for block in objects(whole.get("content")):
-            self.output_chars += text_chars(block.get("text"), block.get("thinking"))
+            self.text.add(block.get("text"), block.get("thinking"))
 
     def _merge(self, usage: dict[str, Any], complete: bool) -> None:
         """Take a cumulative usage: what it names overwrites, what it leaves out stands."""

@@ -6,7 +6,7 @@ responses come in chunks of any size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
@@ -129,14 +129,16 @@ class UsageTap(Protocol):
     """Reads one response as it passes.
 
     `usage` is what the provider said so far (`complete` tells whether more may come), None while it said nothing readable.
-    `output_chars` is the text seen so far, for local counting. `failed`: the provider reported an error midway. `started`: it
-    produced something before that.
+    `output_chars` is the text seen so far, `output_byte_counts` how often each byte of its UTF-8 occurs, which tells its scripts:
+    for local counting. `failed`: the provider reported an error midway. `started`: it produced something before that.
     """
 
     @property
     def usage(self) -> Usage | None: ...
     @property
     def output_chars(self) -> int: ...
+    @property
+    def output_byte_counts(self) -> Mapping[int, int]: ...
     @property
     def failed(self) -> bool: ...
     @property

@@ -155,11 +155,6 @@ def objects(value: object) -> Iterator[dict[str, Any]]:
         yield from (item for item in value if isinstance(item, dict))
 
 
-def text_chars(*values: object) -> int:
-    """Count the characters of those values that are strings."""
-    return sum(len(value) for value in values if isinstance(value, str))
-
-
 def count(value: object) -> int | None:
     """Return a token count; None where it is mistyped, negative or huge."""
     return value if type(value) is int and 0 <= value <= MAX_COUNT else None

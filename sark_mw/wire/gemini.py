@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -19,9 +21,9 @@ from sark_mw.wire.body import (
     parse,
     part,
     read_object,
-    text_chars,
 )
 from sark_mw.wire.refusal import CODE, details_of, response_of, status_of
+from sark_mw.wire.seen import SeenText
 from sark_mw.wire.tap import PassTap, tap_for
 
 _MAX_CANDIDATES = 1024
@@ -107,7 +109,7 @@ class GeminiReader:
 
     def __init__(self) -> None:
         self.usage: Usage | None = None
-        self.output_chars = 0
+        self.text = SeenText()
         self.failed = False
         self.started = False
 
@@ -130,12 +132,23 @@ class GeminiReader:
         for candidate in objects(chunk.get("candidates")):
             finished = finished or bool(candidate.get("finishReason"))
             for piece in objects(mapping(candidate.get("content")).get("parts")):
-                self.output_chars += text_chars(piece.get("text"))
+                self.text.add(*_texts(piece))
         usage = gemini_usage(chunk)
         if usage is not None:
             self.usage = replace(usage, complete=finished)
         elif finished and self.usage is not None:
             self.usage = replace(self.usage, complete=True)
+
+
+def _texts(piece: dict[str, Any]) -> Iterator[object]:
+    yield piece.get("text")
+    yield mapping(piece.get("executableCode")).get("code")
+    if call := mapping(piece.get("functionCall")):
+        yield call.get("name")
+        try:
+            yield json.dumps(call.get("args"), ensure_ascii=False)
+        except RecursionError:
+            return
 
 
 def gemini_usage(body: dict[str, Any]) -> Usage | None:
@@ -153,14 +166,15 @@ def gemini_usage(body: dict[str, Any]) -> Usage | None:
     return Usage(
         input_tokens=given + tools,
         cache_read_tokens=part(usage.get("cachedContentTokenCount"), given),
-        input_audio_tokens=_audio(usage.get("promptTokensDetails"), given),
+        input_audio_tokens=_of_kind(usage.get("promptTokensDetails"), given, ("AUDIO",)),
         output_tokens=made + thoughts,
         reasoning_tokens=thoughts,
-        output_audio_tokens=_audio(usage.get("candidatesTokensDetails"), made),
+        # Pictures and films have a price of their own too, and no model writes two of these.
+        output_audio_tokens=_of_kind(usage.get("candidatesTokensDetails"), made, ("AUDIO", "IMAGE", "VIDEO")),
         model=name_or_none(body.get("modelVersion")),
     )
 
 
-def _audio(details: object, whole: int) -> int:
-    heard = (part(detail.get("tokenCount"), whole) for detail in objects(details) if detail.get("modality") == "AUDIO")
-    return min(sum(heard), whole)
+def _of_kind(details: object, whole: int, kinds: tuple[str, ...]) -> int:
+    found = (part(detail.get("tokenCount"), whole) for detail in objects(details) if detail.get("modality") in kinds)
+    return min(sum(found), whole)

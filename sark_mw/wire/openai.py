@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -23,9 +24,9 @@ from sark_mw.wire.body import (
     parse,
     part,
     read_object,
-    text_chars,
 )
 from sark_mw.wire.refusal import CODE, details_of, response_of
+from sark_mw.wire.seen import SeenText
 from sark_mw.wire.tap import PassTap, tap_for
 
 _MAX_CHOICES = 1024
@@ -137,7 +138,7 @@ class OpenAIReader:
     def __init__(self, call: Call) -> None:
         self._call = call
         self.usage: Usage | None = None
-        self.output_chars = 0
+        self.text = SeenText()
         self.failed = False
         self.started = False
 
@@ -164,16 +165,16 @@ class OpenAIReader:
         self.failed = self.failed or bool(whole.get("error")) or whole.get("status") == "failed"
         self._take(whole)
         for choice in objects(whole.get("choices")):
-            self.output_chars += text_chars(choice.get("text")) + _message_chars(mapping(choice.get("message")))
+            self.text.add(choice.get("text"), *_message_texts(mapping(choice.get("message"))))
         for item in objects(whole.get("output")):
-            self.output_chars += text_chars(item.get("arguments"))
-            self.output_chars += sum(text_chars(piece.get("text")) for piece in objects(item.get("content")))
+            self.text.add(item.get("arguments"))
+            self.text.add(*(piece.get("text") for piece in objects(item.get("content"))))
 
     def _chat_chunk(self, chunk: dict[str, Any]) -> bool:
         choices = chunk.get("choices")
         finished = choices == []
         for choice in objects(choices):
-            self.output_chars += text_chars(choice.get("text")) + _message_chars(mapping(choice.get("delta")))
+            self.text.add(choice.get("text"), *_message_texts(mapping(choice.get("delta"))))
             finished = finished or bool(choice.get("finish_reason"))
         self._take(chunk, complete=finished)
         return self._call.usage_injected and choices == [] and isinstance(chunk.get("usage"), dict)
@@ -181,7 +182,7 @@ class OpenAIReader:
     def _response_event(self, chunk: dict[str, Any]) -> None:
         kind = chunk.get("type")
         if isinstance(kind, str) and kind.endswith(".delta"):
-            self.output_chars += text_chars(chunk.get("delta"))
+            self.text.add(chunk.get("delta"))
         if kind == "response.failed":
             self.failed = True
         self._take(mapping(chunk.get("response")))
@@ -196,13 +197,12 @@ class OpenAIReader:
             self.usage = replace(self.usage, complete=True)
 
 
-def _message_chars(message: dict[str, Any]) -> int:
-    chars = text_chars(*(message.get(name) for name in ("content", "reasoning_content", "reasoning", "refusal")))
-    chars += text_chars(mapping(message.get("function_call")).get("arguments"))
+def _message_texts(message: dict[str, Any]) -> Iterator[object]:
+    yield from (message.get(name) for name in ("content", "reasoning_content", "reasoning", "refusal"))
+    yield mapping(message.get("function_call")).get("arguments")
     for tool in objects(message.get("tool_calls")):
         function = mapping(tool.get("function"))
-        chars += text_chars(function.get("name"), function.get("arguments"))
-    return chars
+        yield from (function.get("name"), function.get("arguments"))
 
 
 def openai_usage(body: dict[str, Any], needs_output: bool = True) -> Usage | None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
 
 from sark_mw.usage import Usage
 from sark_mw.wire.base import Headers
 from sark_mw.wire.body import parse
 from sark_mw.wire.encoding import Decoder, UndecodableError, content_codings, decoder_for
+from sark_mw.wire.seen import SeenText
 from sark_mw.wire.sse import Event, EventReader
 
 #: A larger JSON response is not parsed (it would stall the event loop for a second): its usage is estimated.
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
 #: An injected usage chunk is some 500 bytes; no event longer than this is held back while it is incomplete.
 MAX_HELD_BYTES = 64 * 1024
+_SPACE = re.compile(r"[ \t\r\n]*")
 _TAIL_BYTES = 16 * 1024
 # Embeddings end with their usage and hold no text of the user's, so the tail of a huge one is enough.
 _TAIL_USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})(?:\s*,\s*"\w+"\s*:\s*[^{}\[\],]+)*\s*\}\s*\Z')
@@ -25,7 +28,7 @@ class Reader(Protocol):
     """What one dialect understands of a response: events of a stream, or one document."""
 
     usage: Usage | None
-    output_chars: int
+    text: SeenText
     failed: bool
     started: bool
 
@@ -46,6 +49,7 @@ class PassTap:
     failed = False
 
     def __init__(self, failed: bool = False) -> None:
+        self.output_byte_counts: Mapping[int, int] = {}
         self.failed = failed
         self.started = False
 
@@ -70,7 +74,11 @@ class _ReadingTap:
 
     @property
     def output_chars(self) -> int:
-        return self._reader.output_chars
+        return self._reader.text.chars
+
+    @property
+    def output_byte_counts(self) -> Mapping[int, int]:
+        return self._reader.text.byte_counts
 
     @property
     def failed(self) -> bool:
@@ -118,9 +126,35 @@ class DocumentTap(_ReadingTap):
             if match:
                 self._reader.document({"usage": parse(bytes(match[1]))})
         elif self._body:
-            self._reader.document(parse(bytes(self._body)))
+            body = bytes(self._body)
+            parsed = parse(body)
+            # A stream of Gemini's may be one array: cut off, it says what its whole elements say.
+            self._reader.document(_whole_items(body) if parsed is None else parsed)
         self._body.clear()
         return b""
+
+
+def _whole_items(body: bytes) -> list[Any] | None:
+    """Return the whole elements of a JSON array that was cut off; None if it is none."""
+    text = body.decode("utf-8", "replace")
+    at = _past_space(text, 0)
+    if text[at : at + 1] != "[":
+        return None
+    found: list[Any] = []
+    decoder = json.JSONDecoder()
+    try:
+        while text[at : at + 1] in ("[", ","):
+            item, at = decoder.raw_decode(text, _past_space(text, at + 1))
+            found.append(item)
+            at = _past_space(text, at)
+    except (ValueError, RecursionError):
+        pass  # the element that was cut, or what is no JSON at all
+    return found
+
+
+def _past_space(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    return at if found is None else found.end()
 
 
 class StreamTap(_ReadingTap):
