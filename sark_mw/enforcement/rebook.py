@@ -19,12 +19,12 @@ from sark_mw.errors import StoreDataLostError
 from sark_mw.ledger.base import Ledger
 from sark_mw.ledger.entries import ledger_entry, parse_entry
 from sark_mw.reservation import Line, Outcome, Resolution, Settle, lines_for
-from sark_mw.store.base import Outbox, OutboxEntry, ReservationStore, RestorableStore
+from sark_mw.store.base import OutboxEntry, ReservationStore, RestorableStore
 
 _log = logging.getLogger(__name__)
 
 
-class RebookStore(ReservationStore, Outbox, RestorableStore, Protocol):
+class RebookStore(ReservationStore, RestorableStore, Protocol):
     """What rebooking needs of a store."""
 
 

@@ -153,9 +153,6 @@ class Outbox(Protocol):
     async def acknowledge(self, entries: Sequence[OutboxEntry]) -> None:
         """Drop entries that are safely in the ledger."""
 
-    async def discard(self, entries: Sequence[OutboxEntry]) -> None:
-        """Drop entries of data that were lost, where they survived: another entry may have their stream id by now."""
-
     async def backlog(self) -> int:
         """Count the entries that are not in the ledger yet."""
 
@@ -176,6 +173,9 @@ class RestorableStore(Protocol):
 
     async def position(self, shard: int) -> ShardPosition:
         """Tell where a shard stands, also one without data."""
+
+    async def discard(self, entries: Sequence[OutboxEntry]) -> None:
+        """Drop outbox entries of data that were lost, where they survived: another entry may have their stream id by now."""
 
     async def abandon(self, shard: int, epoch: str) -> str:
         """Give up the data of this epoch, for they are older than the ledger: the shard is lost then.
