@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from sark_mw.enforcement.admission import Admission, tell_held
@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 
 #: Stale limits, a period that just changed, rebuilt data: each is set right and asked again, but not for ever.
 _ATTEMPTS = 6
+_MAX_SCOPE_CHARS = 264
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,9 @@ class Invocation:
     environment: Mapping[str, object] = field(default_factory=dict)
     stream: bool = False
     metadata: Mapping[str, object] | None = None
+    #: A batch of calls: what policies are asked about, one by one. Each counts as a request.
+    calls: tuple[InvocationRequest, ...] = ()
+    uses_tokens: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +98,8 @@ class Enforcer:
         denied = await self._ask_policies(invocation, estimate)
         if denied is not None:
             return denied
-        needs = needs_of(estimate)
+        invocation = _under_every_name(invocation, estimate)
+        needs = needs_of(estimate, max(len(invocation.calls), 1), uses_tokens=invocation.uses_tokens)
         task = asyncio.ensure_future(self._reserve(invocation, estimate, needs))
         try:
             return await asyncio.shield(task)
@@ -113,6 +118,8 @@ class Enforcer:
             return Refusal(kind=RefusalKind.INVALID, message=str(error), param=error.param, request_id=invocation.request_id)
         except (CostEstimationError, MoneyError) as error:
             outcome = "failed"
+            if isinstance(error, CostEstimationError) and error.metadata.get("failed"):
+                return self._unavailable(invocation, str(error), reason="estimator")
             return Refusal(kind=RefusalKind.INVALID, message=str(error), request_id=invocation.request_id)
         finally:
             self._instrumentation.estimated(outcome, time.perf_counter() - started)
@@ -129,25 +136,26 @@ class Enforcer:
     async def _ask_policies(self, invocation: Invocation, estimate: Estimate) -> Refusal | None:
         if not self._policies.active:
             return None
-        request = invocation.request
-        context = PolicyContext(
-            principal_id=request.principal_id,
-            resource_id=request.resource_id or "",
-            capability_id=request.capability_id,
-            action=invocation.action,
-            arguments=dict(request.arguments),
-            environment={
-                **invocation.environment,
-                "provider": estimate.provider,
-                "model": estimate.model,
-                "scopes": invocation.scopes,
-                "root": invocation.root,
-                "estimated_nanos": estimate.ceiling_nanos,
-            },
-        )
-        decisions = await self._policies.evaluate_all(context, timeout=self.options.policy_timeout_s)
-        if decisions and not decisions[-1].allowed:
-            return refuse_policy(decisions[-1], invocation.request_id)
+        environment = {
+            **invocation.environment,
+            "provider": estimate.provider,
+            "model": estimate.model,
+            "scopes": invocation.scopes,
+            "root": invocation.root,
+            "estimated_nanos": estimate.ceiling_nanos,
+        }
+        for request in invocation.calls or (invocation.request,):
+            context = PolicyContext(
+                principal_id=request.principal_id,
+                resource_id=request.resource_id or "",
+                capability_id=request.capability_id,
+                action=invocation.action,
+                arguments=dict(request.arguments),
+                environment=environment,
+            )
+            decisions = await self._policies.evaluate_all(context, timeout=self.options.policy_timeout_s)
+            if decisions and not decisions[-1].allowed:
+                return refuse_policy(decisions[-1], invocation.request_id)
         return None
 
     async def _reserve(self, invocation: Invocation, estimate: Estimate, needs: tuple[Need, ...]) -> Admission | Refusal:
@@ -265,9 +273,9 @@ class Enforcer:
         self._instrumentation.store_failure_allowed("allow")
         return admission
 
-    def _unavailable(self, invocation: Invocation, message: str) -> Refusal:
+    def _unavailable(self, invocation: Invocation, message: str, reason: str = "store") -> Refusal:
         return Refusal(
-            kind=RefusalKind.UNAVAILABLE, message=message, request_id=invocation.request_id, retry_after_s=1, reason="store"
+            kind=RefusalKind.UNAVAILABLE, message=message, request_id=invocation.request_id, retry_after_s=1, reason=reason
         )
 
     def _give_back(self, root: str, reservation_id: str, entry: CallerEntry) -> None:
@@ -316,17 +324,32 @@ def _release_unused(task: asyncio.Task[Admission | Refusal]) -> None:
             answer.release()
 
 
-def needs_of(estimate: Estimate) -> tuple[Need, ...]:
-    """Lay out what a request of this estimate takes of each unit."""
+def _under_every_name(invocation: Invocation, estimate: Estimate) -> Invocation:
+    """Touch the model by the price list's name as well: of a limit on a model, no spelling of it may be free."""
+    if estimate.price is None or not estimate.price.model:
+        return invocation
+    scope = f"model:{estimate.price.model.strip().lower()}"
+    if scope in invocation.scopes or len(scope) > _MAX_SCOPE_CHARS:
+        return invocation
+    return replace(invocation, scopes=(*invocation.scopes, scope))
+
+
+def needs_of(estimate: Estimate, calls: int = 1, *, uses_tokens: bool = False) -> tuple[Need, ...]:
+    """Lay out what a request of this estimate takes of each unit.
+
+    A batch of `calls` counts as so many requests. `uses_tokens`: it does, even if its estimator does not say how many; then it
+    asks for one of each, so that a limit of tokens that is used up refuses it.
+    """
+    least = 1 if uses_tokens and not estimate.input_tokens and not estimate.max_output_tokens else 0
     expected_in = min(estimate.expected_input_tokens or estimate.input_tokens, estimate.input_tokens)
     expected_out = min(estimate.expected_output_tokens, estimate.max_output_tokens)
     most = estimate.input_tokens + estimate.max_output_tokens
     return (
         Need(unit=Unit.USD, held=estimate.ceiling_nanos, expected=min(estimate.expected_nanos, estimate.ceiling_nanos)),
-        Need(unit=Unit.REQUESTS, held=1, expected=1),
-        Need(unit=Unit.INPUT_TOKENS, held=estimate.input_tokens, expected=expected_in),
-        Need(unit=Unit.OUTPUT_TOKENS, held=estimate.max_output_tokens, expected=expected_out),
-        Need(unit=Unit.TOKENS, held=most, expected=expected_in + expected_out),
+        Need(unit=Unit.REQUESTS, held=calls, expected=calls),
+        Need(unit=Unit.INPUT_TOKENS, held=estimate.input_tokens or least, expected=expected_in),
+        Need(unit=Unit.OUTPUT_TOKENS, held=estimate.max_output_tokens or least, expected=expected_out),
+        Need(unit=Unit.TOKENS, held=most or least, expected=expected_in + expected_out),
         Need(unit=Unit.CONCURRENCY, held=1),
     )
 

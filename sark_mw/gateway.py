@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 
 import httpx
 
+from sark_mw.asgi.exchange import REACHED_UPSTREAM
 from sark_mw.asgi.middleware import SarkMiddleware
 from sark_mw.asgi.types import App, Message, RawHeaders, Receive, Scope, Send
 from sark_mw.errors import ConfigurationError, LedgerError, StoreError
@@ -26,6 +27,11 @@ _HOP_BY_HOP = frozenset(
         b"trailer", b"transfer-encoding", b"upgrade",
     }
 )  # fmt: skip
+#: Faults before the request was out whole: it cost nothing. After any other one the provider may have done its work.
+_UNREACHED = (
+    httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.WriteError, httpx.WriteTimeout, httpx.ProxyError,
+    httpx.UnsupportedProtocol, httpx.LocalProtocolError,
+)  # fmt: skip
 #: A probe that comes more often than this gets the last answer, so that nobody loads the store by asking.
 _READY_S = 1.0
 
@@ -40,6 +46,11 @@ def build_gateway(settings: AnySettings, *, sark: Sark | None = None, client: ht
     `sark` and `client` may be given; they are started and closed with the app all the same. Raises `ConfigurationError`.
     """
     chosen = as_settings(settings)
+    if not chosen.http.metered_only:
+        _log.warning(
+            "http.metered_only is off: what no route meters passes to the upstreams, unmetered and unlimited; set it to true, "
+            "and give what may pass a rule in [[routes]]"
+        )
     sark = sark or Sark(chosen)
     proxy = ReverseProxy(chosen.serve, chosen.principal, client=client)
     return _Gateway(sark, proxy)
@@ -62,6 +73,9 @@ class _Gateway:
             await self._metered(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1003, "reason": "this gateway does not relay WebSockets"})
+        elif scope["type"] == "http" and scope["method"] != scope["method"].upper():
+            # Our own client would send it in upper case: another request than the one that was asked for.
+            await _problem(send, 400, "Methods are written in upper case.")
         elif scope["type"] == "http":
             await self._pages.get(scope["path"], self._metered)(scope, receive, send)
 
@@ -96,7 +110,8 @@ class ReverseProxy:
     """Send requests to the upstream with the longest matching prefix; bytes pass in both directions as they are.
 
     Compressed bodies stay compressed, the path and the query stay spelt as they came. Before an answer has begun, an upstream
-    that cannot be reached is a 502 and one that is too slow a 504; after that the client's connection is cut.
+    that cannot be reached is a 502 and one that is too slow a 504; after that the client's connection is cut. A 502 or 504 after
+    the request was out is marked in the scope (`sark.reached_upstream`): its cost is not known then, the expectation is booked.
     """
 
     def __init__(self, serve: ServeSettings, principal: PrincipalSettings, *, client: httpx.AsyncClient | None = None) -> None:
@@ -231,10 +246,15 @@ class _Relay:
             response = await self._proxy.send(request)
         except _ClientGoneError:
             return
+        except _UNREACHED as error:
+            status = 504 if isinstance(error, httpx.TimeoutException) else 502
+            await self._failed(status, "The upstream could not be reached.", error)
         except httpx.TimeoutException as error:
+            self._scope[REACHED_UPSTREAM] = True
             await self._failed(504, "The upstream did not answer in time.", error)
         except httpx.TransportError as error:
-            await self._failed(502, "The upstream could not be reached, or broke off before it answered.", error)
+            self._scope[REACHED_UPSTREAM] = True
+            await self._failed(502, "The upstream broke off before it answered.", error)
         else:
             try:
                 await self._download(response)

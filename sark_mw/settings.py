@@ -82,7 +82,7 @@ class HttpSettings(_Section):
         True, description="When a client leaves mid-stream, keep reading the response for its usage, so that it is booked exactly."
     )
     drain_timeout_s: float = Field(30, gt=0, description="Longest that a response without a client is read.")
-    metered_only: bool = Field(False, description="Refuse (404) what no route meters, instead of passing it.")
+    metered_only: bool = Field(False, description="Refuse (404) what no route meters and no rule ignores, instead of passing it. Set it where the gateway faces providers: without it, what they charge for in ways that are not known here passes unmetered.")
 
 
 class KeySettings(_Section):
@@ -114,13 +114,17 @@ class PrincipalSettings(_Section):
 
 
 class RouteSettings(_Section):
-    """A rule that says how requests are metered; the first that matches counts, before the built-in ones."""
+    """A rule that says how requests are metered; the first that matches counts, before the built-in ones.
+
+    Known paths that providers charge for and that nothing here prices (images, audio, batches …) are refused with 400 unless a rule
+    prices, frees or ignores them.
+    """
 
     path: str = Field(description="Path pattern: `*` within a segment, `**` over segments.")
     methods: tuple[str, ...] = Field(("POST",), description="Methods it applies to; `*` for any.")
     price_usd: Decimal | None = Field(None, ge=0, description="Fixed price of one call.")
     free: bool = Field(False, description="Metered at no cost: counts requests and concurrency only.")
-    ignore: bool = Field(False, description="Passed without being read.")
+    ignore: bool = Field(False, description="Passed without being read, with `http.metered_only` too.")
     wire: Literal["openai", "anthropic", "gemini", "mcp", "plain"] | None = Field(None, description="Dialect to read it as.")
     provider: str | None = Field(None, description="Provider whose prices apply.")
     estimator: str | None = Field(None, description="Own estimator: `package.module:name`.")

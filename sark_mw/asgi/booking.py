@@ -9,9 +9,8 @@ from dataclasses import replace
 from enum import StrEnum
 
 from sark_mw.enforcement.admission import Admission, Spent
-from sark_mw.errors import MoneyError
-from sark_mw.money import to_nanos
-from sark_mw.pricing.base import CostEstimator, InvocationRequest, InvocationResult, Meter
+from sark_mw.errors import CostEstimationError, MoneyError
+from sark_mw.pricing.base import CostEstimator, InvocationRequest, InvocationResult, Meter, in_nanos
 from sark_mw.pricing.tokens import expected_tokens
 from sark_mw.usage import Usage
 from sark_mw.wire.base import UsageTap
@@ -63,7 +62,10 @@ def _seen_tokens(tap: UsageTap) -> int:
 def price(admission: Admission, meter: Meter | None, usage: Usage, status: int | None) -> Spent:
     """Price a usage; an estimator without a meter charges what it expected."""
     if meter is None:
-        return replace(admission.expected(status), usage=usage)
+        # The cost is a guess, the tokens are not: they count against limits of tokens.
+        return replace(
+            admission.expected(status), usage=usage, input_tokens=usage.input_tokens, output_tokens=usage.output_tokens
+        )
     return Spent(
         cost_nanos=meter.actual(usage, admission.estimate),
         input_tokens=usage.input_tokens,
@@ -74,9 +76,16 @@ def price(admission: Admission, meter: Meter | None, usage: Usage, status: int |
     )
 
 
-def spent_per_call(admission: Admission, status: int) -> Spent:
-    """Charge a call whose price does not depend on what it used."""
-    return Spent(cost_nanos=admission.estimate.ceiling_nanos, status=status)
+def spent_per_call(admission: Admission, tap: UsageTap, status: int) -> Spent:
+    """Charge a call whose price does not depend on what it used; its tokens still count against limits of tokens."""
+    usage = tap.usage or Usage(output_tokens=_seen_tokens(tap))
+    return Spent(
+        cost_nanos=admission.estimate.ceiling_nanos,
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        usage=tap.usage,
+        status=status,
+    )
 
 
 async def ask_estimator(
@@ -90,8 +99,8 @@ async def ask_estimator(
     try:
         async with asyncio.timeout(_OWN_ESTIMATOR_S):
             cost = await estimator.record_actual_cost(request, result, metadata)
-        nanos = None if cost is None else to_nanos(cost.estimated_cost)
-    except MoneyError as error:
+        nanos = None if cost is None else in_nanos(cost)
+    except (CostEstimationError, MoneyError) as error:
         _log.warning("estimator %s: %s", estimator.provider_name, error)
         return fallback
     except Exception:  # noqa: BLE001  the hook boundary: a user's estimator must not lose a cost

@@ -8,6 +8,7 @@ How a request ends is decided here, by DESIGN's table of faults:
 | success, price per call | the price |
 | success, no usage | counted here, flagged estimated |
 | 4xx or 5xx before any output; the app raised before it answered (the server makes that a 500) | nothing: released |
+| the same, and `scope["sark.reached_upstream"]` is true: the provider had the request and was not heard | expected, estimated |
 | an error event as the first of a stream | nothing: released |
 | stream ended midway | what it produced, flagged estimated unless its usage had come |
 | client gone, response not read to its end; task cancelled | max(known so far, expected), flagged estimated |
@@ -16,6 +17,7 @@ How a request ends is decided here, by DESIGN's table of faults:
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,12 +29,18 @@ from sark_mw.enforcement.admission import Admission, Spent
 from sark_mw.money import from_nanos
 from sark_mw.wire.base import Call, UsageTap
 
+_log = logging.getLogger(__name__)
+
 #: How often a long stream notes what it has cost so far; the renewal of its lease books that.
 _REPORT_S = 5.0
 #: A JSON response of at most this length that comes in one piece carries its own cost in a header.
 _MAX_PRICED_BYTES = 256 * 1024
 #: How much of a JSON response is kept for an own estimator that reads actual costs from it.
 _MAX_KEPT_BYTES = 1024 * 1024
+#: An app sets this in the scope when the request has gone out to the provider and no answer came back: what it cost is unknown
+#: then, whatever the app tells the client.
+REACHED_UPSTREAM = "sark.reached_upstream"
+_OWN_HEADERS = b"x-sark-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +59,8 @@ class Exchange:
     """
 
     __slots__ = (
-        "_admission", "_ask", "_body", "_call", "_complete", "_done", "_finished", "_gone_at", "_held_start",
-        "_kept", "_options", "_receive", "_replayed", "_report_at", "_route", "_send", "_tap", "_whole", "status",
+        "_admission", "_ask", "_asked", "_body", "_call", "_complete", "_done", "_finished", "_gone_at", "_held_start",
+        "_kept", "_options", "_receive", "_replayed", "_report_at", "_route", "_scope", "_send", "_tap", "_whole", "status",
     )  # fmt: skip
 
     def __init__(
@@ -83,20 +91,25 @@ class Exchange:
         self._ask = ask
         self._kept: bytearray | None = None
         self._whole: Spent | None = None
+        self._scope: Scope = {}
+        self._asked = False
         self.status: int | None = None
 
     async def run(self, app: App, scope: Scope) -> None:
         """Call the app."""
+        self._scope = scope
+        ended = Ended.CUT
         try:
             await app(scope, self.receive, self.send)
+            await self._pass_held()
         except asyncio.CancelledError:
-            self._stopped(Ended.GONE)
+            ended = Ended.GONE
             raise
-        except BaseException:
-            self._stopped(Ended.CUT)
-            raise
-        await self._pass_held()
-        self._stopped(Ended.CUT)
+        finally:
+            try:
+                self._stopped(ended)
+            finally:
+                self._end_for_sure()
 
     # --- the request -------------------------------------------------------------------------------------------------
 
@@ -153,7 +166,9 @@ class Exchange:
 
     async def _start(self, message: Message) -> None:
         status: int = message["status"]
-        headers: RawHeaders = [(bytes(name).lower(), bytes(value)) for name, value in message.get("headers", ())]
+        sent = ((bytes(name).lower(), bytes(value)) for name, value in message.get("headers", ()))
+        # What is said here of costs and budgets is said by us alone.
+        headers: RawHeaders = [pair for pair in sent if not pair[0].startswith(_OWN_HEADERS)]
         self.status = status
         self._tap = self._route.wire.tap(self._call, status, headers)
         self._report_at = time.monotonic() + _REPORT_S
@@ -249,7 +264,11 @@ class Exchange:
         if self._finished or self._tap is None:
             return b""
         self._finished = True
-        return self._tap.finish()
+        try:
+            return self._tap.finish()
+        except Exception:  # noqa: BLE001  whatever a response makes of its reader, the request is booked
+            _log.exception("the end of a response could not be read")
+            return b""
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
@@ -273,10 +292,20 @@ class Exchange:
         if self._tap is not None:
             self._finish()
             self._book(ended)
-        elif ended is Ended.GONE:
+        elif ended is Ended.GONE or self._reached_upstream():
             self._admission.settle(self._admission.expected())
         else:
             self._admission.release(500)
+
+    def _reached_upstream(self) -> bool:
+        return bool(self._scope.get(REACHED_UPSTREAM))
+
+    def _end_for_sure(self) -> None:
+        """End a reservation that a fault of ours left open: nobody else would, and its lease would be renewed for ever."""
+        if self._admission.ended is not None or self._asked:
+            return
+        _log.error("a response of %s could not be booked; its expectation is", self._route.wire.name)
+        self._admission.settle(self._admission.expected(self.status))
 
     def _book(self, ended: Ended) -> None:
         spent = self._spent(ended)
@@ -284,6 +313,7 @@ class Exchange:
             self._admission.release(self.status)
             return
         if self._ask is not None:
+            self._asked = True
             self._ask(spent, bytes(self._kept) if self._kept else None)
             return
         self._admission.settle(spent)
@@ -295,9 +325,9 @@ class Exchange:
             return self._whole
         assert self._tap is not None and self.status is not None
         if self.status >= 400:
-            return None
+            return self._admission.expected(self.status) if self._reached_upstream() else None
         if self._route.per_call:
-            return spent_per_call(self._admission, self.status)
+            return spent_per_call(self._admission, self._tap, self.status)
         if self.status >= 300 and self._route.wire.name != "plain":
             return None  # a provider that redirects has done nothing yet
         return spent_on(self._admission, self._route.meter, self._tap, self.status, ended)

@@ -31,13 +31,18 @@ def invocation_for(incoming: Incoming) -> Invocation:
     """Make the invocation; raises `InvalidRequestError` for a request that touches too many scopes."""
     route, call, principal, scope = incoming.route, incoming.call, incoming.principal, incoming.scope
     estimator = _for_all_calls(incoming)
-    return Invocation(
-        request=InvocationRequest(
-            capability_id=route.capability or (call.tools[0].name if call.tools else route.fallback_capability),
+
+    def request(capability: str, arguments: dict[str, object]) -> InvocationRequest:
+        return InvocationRequest(
+            capability_id=route.capability or capability,
             principal_id=principal.principal_id,
-            arguments=_arguments(call, scope["headers"]),
+            arguments=arguments,
             resource_id=estimator.provider_name,
-        ),
+        )
+
+    return Invocation(
+        request=request(call.tools[0].name if call.tools else route.fallback_capability, _arguments(call, scope["headers"])),
+        calls=tuple(request(tool.name, tool.arguments) for tool in call.tools) if len(call.tools) > 1 else (),
         estimator=estimator,
         root=principal.root or "",
         scopes=_scopes(principal, call, estimator),
@@ -52,6 +57,7 @@ def invocation_for(incoming: Incoming) -> Invocation:
             "operation": call.operation.value,
         },
         stream=call.stream,
+        uses_tokens=call.model is not None,
     )
 
 
@@ -66,7 +72,9 @@ def _for_all_calls(incoming: Incoming) -> CostEstimator:
 def _scopes(principal: Principal, call: Call, estimator: CostEstimator) -> tuple[str, ...]:
     touched = [*principal.scopes, f"provider:{estimator.provider_name}"]
     if call.model is not None:
-        touched.append(f"model:{call.model}")
+        # As it is spelt, and as most would spell it; the price list's own name comes with the estimate.
+        name = call.model.strip().lower()
+        touched += [f"model:{each}" for each in (call.model, name, name.rpartition("/")[2]) if each]
     touched += [f"tool:{tool.name}" for tool in call.tools]
     scopes = tuple(dict.fromkeys(touched))
     # Leaving some out would leave their limits out.

@@ -7,7 +7,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sark_mw.asgi.answer import outcome_of, reason_of, refuse_body, send_response
 from sark_mw.asgi.body import BodyFault, discard_body, forwarded_headers, read_body
@@ -15,7 +15,7 @@ from sark_mw.asgi.booking import ask_estimator
 from sark_mw.asgi.exchange import Exchange, ExchangeOptions
 from sark_mw.asgi.invocation import Incoming, invocation_for
 from sark_mw.asgi.principal import Principal, PrincipalResolver, Unnamed
-from sark_mw.asgi.routes import Route
+from sark_mw.asgi.routes import MAX_PATH_CHARS, Route
 from sark_mw.asgi.types import App, Message, Receive, Scope, Send
 from sark_mw.enforcement.admission import Admission, Spent
 from sark_mw.enforcer import Invocation
@@ -78,6 +78,8 @@ class MeteredRequest:
     async def _admit(self) -> Admission | Refusal | BodyFault | None:
         """Decide; None lets a message pass that costs nothing."""
         sark = self._front.sark
+        if refused := self._refuse_unread():
+            return refused
         if not sark.started and (unready := await self._start()):
             return unready
         try:
@@ -94,10 +96,17 @@ class MeteredRequest:
             self._rewritten = self._route.wire.request_body(call)
         except InvalidRequestError as error:
             return self._refusal(kind_of(error), str(error), param=error.param)
-        if self._invocation is None:
-            message = f"Requests in the dialect of {call.wire} have no price here, so they are refused."
-            return self._refusal(RefusalKind.INVALID, message, reason="no_estimator")
         return await sark.enforcer.admit(self._invocation)
+
+    def _refuse_unread(self) -> Refusal | None:
+        """Refuse what cannot be metered whatever its body says."""
+        if len(self._scope["path"]) > MAX_PATH_CHARS:
+            message = f"The path is longer than {MAX_PATH_CHARS} characters."
+            return replace(self._refusal(RefusalKind.INVALID, message, reason="path_too_long"), status_override=414)
+        if self._route.estimator is None:
+            message = "Requests of this kind have no price here, so they are refused. A rule in [[routes]] can give them one."
+            return self._refusal(RefusalKind.INVALID, message, reason="no_estimator")
+        return None
 
     async def _start(self) -> Refusal | None:
         """Start on the first request where the server has no lifespan; all who come meanwhile wait for the same start."""
@@ -110,7 +119,7 @@ class MeteredRequest:
 
     async def _name(self) -> Refusal | None:
         try:
-            found = await self._front.resolver.resolve(self._scope)
+            found = await self._front.resolver.resolve(self._scope, self._route.wire.name)
         except InvalidRequestError:
             raise
         except Exception:  # noqa: BLE001  the hook boundary: a user's callable that fails must not let anybody in, nor the gateway down
@@ -133,10 +142,8 @@ class MeteredRequest:
             return refuse_body(body, http.max_body_bytes, self._request_id)
         return body
 
-    def _invoke(self, call: Call) -> Invocation | None:
-        assert self._principal is not None
-        if self._route.estimator is None:
-            return None
+    def _invoke(self, call: Call) -> Invocation:
+        assert self._principal is not None and self._route.estimator is not None
         return invocation_for(
             Incoming(
                 route=self._route,
@@ -180,22 +187,13 @@ class MeteredRequest:
         await self._front.app(self._scope, replay, self._send)
 
     async def _exchange(self, admission: Admission) -> None:
-        scope, call, invocation = self._scope, self._call, self._invocation
-        assert call is not None and invocation is not None
-        rewritten = self._rewritten
+        scope = self._scope
         received = scope["headers"]
-        scope["headers"] = forwarded_headers(received, rewritten, identity=call.strip_accept_encoding)
-        scope["sark.request_id"] = self._request_id
-        exchange = Exchange(
-            admission=admission,
-            route=self._route,
-            call=call,
-            body=call.raw if rewritten is None else rewritten,
-            receive=self._receive,
-            send=self._send,
-            options=self._front.options,
-            ask=self._asker(admission, invocation),
-        )
+        try:
+            exchange = self._prepare(admission)
+        except BaseException:
+            admission.release()
+            raise
         added = self._added()
         try:
             await exchange.run(self._front.app, scope)
@@ -203,6 +201,23 @@ class MeteredRequest:
             # What is around us sees the request as it came.
             scope["headers"] = received
             self._tell(RequestOutcome.ADMITTED, exchange.status, added=added)
+
+    def _prepare(self, admission: Admission) -> Exchange:
+        scope, call, invocation, rewritten = self._scope, self._call, self._invocation, self._rewritten
+        assert call is not None and invocation is not None
+        ask = self._asker(admission, invocation)
+        scope["headers"] = forwarded_headers(scope["headers"], rewritten, identity=call.strip_accept_encoding)
+        scope["sark.request_id"] = self._request_id
+        return Exchange(
+            admission=admission,
+            route=self._route,
+            call=call,
+            body=call.raw if rewritten is None else rewritten,
+            receive=self._receive,
+            send=self._send,
+            options=self._front.options,
+            ask=ask,
+        )
 
     # --- after it ----------------------------------------------------------------------------------------------------
 
@@ -219,7 +234,11 @@ class MeteredRequest:
                 metadata={"usage": spent.usage} if spent.usage is not None else {},
                 duration_ms=(time.perf_counter() - self._started) * 1000,
             )
-            admission.settle(await ask_estimator(estimator, invocation.request, result, invocation.resource_metadata, spent))
+            told = spent
+            try:
+                told = await ask_estimator(estimator, invocation.request, result, invocation.resource_metadata, spent)
+            finally:
+                admission.settle(told)
 
         def ask(spent: Spent, body: bytes | None) -> None:
             task = asyncio.ensure_future(settle(spent, body))

@@ -10,7 +10,7 @@ from sark_mw.asgi.exchange import ExchangeOptions
 from sark_mw.asgi.lifespan import Lifespan
 from sark_mw.asgi.metering import Front, MeteredRequest
 from sark_mw.asgi.principal import PrincipalResolver, PrincipalSource
-from sark_mw.asgi.routes import Router
+from sark_mw.asgi.routes import Passes, Router
 from sark_mw.asgi.types import App, Receive, Scope, Send
 from sark_mw.errors import ConfigurationError
 from sark_mw.instrumentation.base import Instrumentation, RequestFinished, RequestOutcome
@@ -34,7 +34,9 @@ class SarkMiddleware:
 
     `settings` as `Sark` takes them; or a `sark` of yours, which stays yours to close if you started it. `principal` names who
     pays, given the ASGI scope (a `Principal`, a name, or None to go on to the configured sources); it may be async. `estimators`
-    by provider are added to the built-in ones. Raises `ConfigurationError` for settings that cannot work and for a second mount.
+    by provider are added to the built-in ones. An app that relays sets `scope["sark.reached_upstream"] = True` when a
+    request went out and no answer came back: its expectation is booked then, whatever the app answers or raises. Raises
+    `ConfigurationError` for settings that cannot work and for a second mount.
     """
 
     def __init__(
@@ -70,13 +72,13 @@ class SarkMiddleware:
         if scope["type"] != "http":
             return await self._not_http(scope, receive, send)
         self._mark(scope)
-        route = self._router.match(scope["method"], scope["path"])
-        if route is not None:
-            return await MeteredRequest(self._front, route, scope, receive, send).run()
-        if self._metered_only:
+        route = self._router.match(scope["method"], scope["path"], scope.get("root_path") or "")
+        if route is None and self._metered_only:
             return await self._refuse_unmetered(scope, send)
-        self._tell(_PASSED)
-        return await self.app(scope, receive, send)
+        if route is None or route is Passes.FREE:
+            self._tell(_PASSED)
+            return await self.app(scope, receive, send)
+        return await MeteredRequest(self._front, route, scope, receive, send).run()
 
     def _mark(self, scope: Scope) -> None:
         if scope.setdefault(_MOUNTED, self) is not self:

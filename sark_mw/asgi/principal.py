@@ -15,12 +15,11 @@ from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from urllib.parse import parse_qsl
 
-from sark_mw.asgi.types import RawHeaders, Scope, client_address, header
+from sark_mw.asgi.types import RawHeaders, Scope, client_address
 from sark_mw.errors import ConfigurationError, InvalidRequestError
 from sark_mw.instrumentation.keys import hash_key
 from sark_mw.limit import clean_scope
 from sark_mw.settings import KeySettings, PrincipalSettings
-from sark_mw.wire import WIRES
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +30,14 @@ MAX_KEY_CHARS = 4096
 _PUBLIC_SECRET = b"sark_mw: no principal.key_secret is set"
 _KEYS_REMEMBERED = 4096
 _MAX_QUERY_FIELDS = 100
+_BEARER, _QUERY = b"authorization", b"?key"
+#: Where the key stands that a provider reads, should there be several; elsewhere the configured order holds.
+_READ_FIRST = {
+    "openai": (_BEARER, b"api-key"),
+    "anthropic": (b"x-api-key", _BEARER),
+    "gemini": (b"x-goog-api-key", _QUERY, _BEARER),
+}
+_KEY_FIELDS = ("key", "access_token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,30 +88,29 @@ class PrincipalResolver:
         for scope in (*settings.default_scopes, *(scope for key in settings.keys for scope in key.scopes)):
             _check_setting(scope)
 
-    async def resolve(self, scope: Scope) -> Principal | Unnamed:
-        """Name the principal; raises `InvalidRequestError` for names that cannot be used."""
+    async def resolve(self, scope: Scope, wire: str = "plain") -> Principal | Unnamed:
+        """Name the principal of a request in the dialect `wire`.
+
+        Raises `InvalidRequestError` for names that cannot be used, and for credentials that name several principals.
+        """
         principal = await self._asked(scope) if self._source else None
         if principal is None:
-            found = self._found(scope)
+            found = self._found(scope, wire)
             if isinstance(found, Unnamed):
                 return found
             principal = found
         return self._complete(principal)
 
-    def _found(self, scope: Scope) -> Principal | Unnamed:
+    def _found(self, scope: Scope, wire: str) -> Principal | Unnamed:
         headers: RawHeaders = scope["headers"]
+        found: Principal | Unnamed | None
         for source in self._settings.sources:
             if source == "scope":
                 found = _from_scope(scope)
             elif source == "header":
                 found = self._from_header(scope, headers)
             else:
-                key = self._api_key(scope, headers) if source == "api_key" else _bearer(headers)
-                if key is None:
-                    continue
-                found = self._from_key(key)
-                if found is None:
-                    return Unnamed("The API key is not known here.")
+                found = self._from_credentials(scope, headers, wire)
             if found is not None:
                 return found
         if self._settings.anonymous is not None:
@@ -139,11 +145,31 @@ class PrincipalResolver:
         peer = getattr(peer, "ipv4_mapped", None) or peer
         return any(peer.version == network.version and peer in network for network in self._networks)
 
-    def _api_key(self, scope: Scope, headers: RawHeaders) -> str | None:
-        for name in self._api_key_headers:
-            if value := header(headers, name):
-                return value.decode("latin-1").strip() or None
-        return _query_key(scope)
+    def _from_credentials(self, scope: Scope, headers: RawHeaders, wire: str) -> Principal | Unnamed | None:
+        """Name the principal of the credential that the provider reads; a second one may only name the same."""
+        named = [self._from_key(key) for key in self._credentials(scope, headers, wire)]
+        if not named:
+            return None
+        first = named[0]
+        if first is None:
+            return Unnamed("The API key is not known here.")
+        if any(each is None or (each.principal_id, each.root) != (first.principal_id, first.root) for each in named[1:]):
+            # A header that the provider does not read would name the payer, and another one open the door.
+            raise InvalidRequestError("The request has several credentials, and they name different principals: send one.")
+        return first
+
+    def _credentials(self, scope: Scope, headers: RawHeaders, wire: str) -> list[str]:
+        """List the keys that a request carries, that which its provider reads first."""
+        found: dict[bytes, str | None] = {}
+        for source in self._settings.sources:
+            if source == "api_key":
+                found |= {name: _key_in(headers, name) for name in self._api_key_headers}
+                if wire == "gemini":
+                    found[_QUERY] = _query_key(scope)
+            elif source == "bearer":
+                found[_BEARER] = _bearer(headers)
+        read_first = [name for name in _READ_FIRST.get(wire, ()) if name in found]
+        return [key for name in dict.fromkeys((*read_first, *found)) if (key := found[name])]
 
     def _from_key(self, key: str) -> Principal | None:
         if len(key) > MAX_KEY_CHARS:
@@ -192,14 +218,12 @@ def _network(text: str) -> IPv4Network | IPv6Network:
 
 
 def _single(headers: RawHeaders, name: bytes) -> str | None:
-    values = [value for key, value in headers if key == name]
-    if len(values) > 1:
-        # A proxy that appends its header instead of replacing it would let the client speak first.
-        raise InvalidRequestError(f"The header {name.decode('latin-1')} must not be repeated.")
-    if not values:
+    # A proxy that appends its header instead of replacing it would let the client speak first.
+    value = _once(headers, name)
+    if value is None:
         return None
     try:
-        return values[0].decode("utf-8").strip()
+        return value.decode("utf-8").strip()
     except UnicodeDecodeError:
         raise InvalidRequestError(f"The header {name.decode('latin-1')} is not UTF-8.") from None
 
@@ -207,14 +231,14 @@ def _single(headers: RawHeaders, name: bytes) -> str | None:
 def _query_key(scope: Scope) -> str | None:
     """Return the API key in the query, where Gemini's callers may put it; no other dialect has one there."""
     query: bytes = scope.get("query_string", b"")
-    if b"key" not in query or WIRES["gemini"].match(scope["method"], scope["path"]) is None:
+    if not query:
         return None
     try:
         # The encoding of header values, so that a key is the same wherever it stands.
         fields = parse_qsl(query.decode("latin-1"), max_num_fields=_MAX_QUERY_FIELDS, encoding="latin-1")
     except ValueError:
         raise InvalidRequestError(f"The query must have at most {_MAX_QUERY_FIELDS} fields.") from None
-    keys = {value.strip() for name, value in fields if name == "key"} - {""}
+    keys = {value.strip() for name, value in fields if name in _KEY_FIELDS} - {""}
     if len(keys) > 1:
         # Which of them the provider takes is not known here.
         raise InvalidRequestError("The query must not have several keys.")
@@ -222,8 +246,21 @@ def _query_key(scope: Scope) -> str | None:
 
 
 def _bearer(headers: RawHeaders) -> str | None:
-    kind, _, token = (header(headers, b"authorization") or b"").partition(b" ")
-    return token.decode("latin-1").strip() or None if kind.lower() == b"bearer" else None
+    # Split at any white space: whoever reads the header behind us may do so too.
+    kind, *token = (_once(headers, b"authorization") or b"").split(None, 1) or [b""]
+    return token[0].decode("latin-1").strip() or None if token and kind.lower() == b"bearer" else None
+
+
+def _key_in(headers: RawHeaders, name: bytes) -> str | None:
+    return (_once(headers, name) or b"").decode("latin-1").strip() or None
+
+
+def _once(headers: RawHeaders, name: bytes) -> bytes | None:
+    values = [value for key, value in headers if key == name]
+    if len(values) > 1:
+        # Which of them the provider reads is not known here.
+        raise InvalidRequestError(f"The header {name.decode('latin-1')} must not be repeated.")
+    return values[0] if values else None
 
 
 def _from_scope(scope: Scope) -> Principal | None:

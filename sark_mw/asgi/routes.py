@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from enum import Enum
 from functools import lru_cache
 from importlib import import_module
 
@@ -17,6 +18,7 @@ from sark_mw.wire import WIRES
 from sark_mw.wire.base import Operation, Wire
 from sark_mw.wire.body import clean_path
 from sark_mw.wire.openai import OpenAIWire
+from sark_mw.wire.spending import spends
 
 #: What a wire is taken to speak on a path that is not its own.
 _USUAL_OPERATION = {
@@ -27,6 +29,15 @@ _USUAL_OPERATION = {
     "plain": Operation.OTHER,
 }
 _CACHED_PATHS = 4096
+#: A longer path is refused where it is metered, and remembered nowhere.
+MAX_PATH_CHARS = 2048
+_LONGEST_METHOD = 16
+
+
+class Passes(Enum):
+    """What passes unread although nothing else may: a rule, or the provider itself, says that it costs nothing."""
+
+    FREE = "free"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,25 +83,44 @@ class Router:
         self._estimators = estimators
         self._rules = tuple(self._compile(rule) for rule in rules)
         # A miss costs a few regular expressions; a flood of new paths only pushes others out.
-        self.match = lru_cache(maxsize=_CACHED_PATHS)(self._match)
+        self._cached = lru_cache(maxsize=_CACHED_PATHS)(self._match)
 
-    def _match(self, method: str, path: str) -> Route | None:
-        clean = clean_path(path)
+    def match(self, method: str, path: str, root_path: str = "") -> Route | Passes | None:
+        """Find how a request is metered, by its path with and without the mount's `root_path`; None where nothing meters it."""
+        # Methods are case-sensitive, but what is behind us may not know that.
+        method = method.upper()
+        short = len(path) + len(root_path) <= MAX_PATH_CHARS and len(method) <= _LONGEST_METHOD
+        return (self._cached if short else self._match)(method, path, root_path)
+
+    def _match(self, method: str, path: str, root_path: str) -> Route | Passes | None:
+        spellings = _spellings(path, root_path)
         for rule in self._rules:
-            if (method in rule.methods or "*" in rule.methods) and rule.pattern.fullmatch(clean):
+            if method not in rule.methods and "*" not in rule.methods:
+                continue
+            for spelt in spellings:
+                if not rule.pattern.fullmatch(clean_path(spelt)):
+                    continue
                 if rule.ignore:
-                    return None
-                route = self._ruled(rule, method, path)
+                    return Passes.FREE
+                route = self._ruled(rule, method, spelt)
                 if route is not None:
                     return route
-        for name, wire in self._wires.items():
-            if operation := wire.match(method, path):
-                return self._builtin(name, wire, operation)
+        for spelt in spellings:
+            for name, wire in self._wires.items():
+                if operation := wire.match(method, spelt):
+                    return self._builtin(name, wire, operation)
+            if dialect := spends(method, spelt):
+                return self._unpriced(self._wires[dialect], spelt)
         return None
 
-    def _builtin(self, name: str, wire: Wire, operation: Operation) -> Route | None:
+    def _unpriced(self, wire: Wire, path: str) -> Route:
+        return Route(
+            wire=wire, operation=Operation.OTHER, estimator=None, meter=None, per_call=False, fallback_capability=path[:200]
+        )
+
+    def _builtin(self, name: str, wire: Wire, operation: Operation) -> Route | Passes:
         if operation is Operation.COUNT_TOKENS:
-            return None  # free of charge everywhere, so there is nothing to read
+            return Passes.FREE  # free of charge everywhere, so there is nothing to read
         # Tools cost nothing unless a rule says so, but their calls count against limits of requests and concurrency.
         estimator = self._estimators.get("free" if name == "mcp" else name)
         return Route(
@@ -179,7 +209,18 @@ def _pattern(path: str) -> re.Pattern[str]:
         raise ConfigurationError(f"route {path}: a path pattern begins with /")
     pieces = re.split(r"(\*\*|\*)", clean_path(path))
     wild = {"**": ".*", "*": "[^/]*"}
-    return re.compile("".join(wild.get(piece) or re.escape(piece) for piece in pieces))
+    # DOTALL: a path may hold anything, %0A included.
+    return re.compile("".join(wild.get(piece) or re.escape(piece) for piece in pieces), re.DOTALL)
+
+
+def _spellings(path: str, root_path: str) -> tuple[str, ...]:
+    """Spell a path as it came, without the mount's prefix, and with it: servers differ in what they put into `path`."""
+    root = root_path.rstrip("/")
+    if not root:
+        return (path,)
+    if path.startswith(root + "/"):
+        return (path, path[len(root) :])
+    return (path, root + path)
 
 
 def load_estimator(name: str) -> CostEstimator:

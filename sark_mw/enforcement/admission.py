@@ -26,11 +26,11 @@ class Spent:
     estimated: bool = False
     status: int | None = None
 
-    def amounts(self) -> tuple[tuple[str, int], ...]:
+    def amounts(self, requests: int = 1) -> tuple[tuple[str, int], ...]:
         """Lay the cost out per unit, as the store books it; a concurrency slot is given back, so it costs nothing."""
         return (
             (Unit.USD, self.cost_nanos),
-            (Unit.REQUESTS, 1),
+            (Unit.REQUESTS, requests),
             (Unit.INPUT_TOKENS, self.input_tokens),
             (Unit.OUTPUT_TOKENS, self.output_tokens),
             (Unit.TOKENS, self.input_tokens + self.output_tokens),
@@ -122,6 +122,9 @@ class Admission:
         """What to book if nothing more is ever heard of this request: its expectation, in place of its next settle."""
         return self._settle(self.expected(), Resolution.SETTLE, self.part + 1)
 
+    def _requests(self) -> int:
+        return next((need.held for need in self.needs if need.unit == Unit.REQUESTS), 1)
+
     def _submit(self, spent: Spent, kind: Resolution) -> asyncio.Task[SettleReply | None]:
         self.part += 1
         known = kind is not Resolution.RELEASE and not spent.estimated
@@ -155,7 +158,7 @@ class Admission:
             reservation_id=self.reservation_id,
             root=self.root,
             lines=self.lines,
-            amounts=() if kind is Resolution.RELEASE else spent.amounts(),
+            amounts=() if kind is Resolution.RELEASE else spent.amounts(self._requests()),
             part=part,
             kind=kind,
             made_ms=self.made_ms,

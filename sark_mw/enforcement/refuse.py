@@ -12,7 +12,8 @@ from sark_mw.pricing.base import Estimate
 from sark_mw.reservation import Balance, Need, ReserveReply
 from sark_mw.wire.base import Refusal, RefusalKind
 
-_LONGEST_RETRY_S = 60.0
+#: What never opens, or is less than this request alone needs: any wait is in vain.
+_NEVER_S = 31_536_000.0
 
 
 def refuse_limit(reply: ReserveReply, needs: Sequence[Need], estimate: Estimate, request_id: str, budget_status: int) -> Refusal:
@@ -39,7 +40,7 @@ def refuse_limit(reply: ReserveReply, needs: Sequence[Need], estimate: Estimate,
         remaining=_shown(line.unit, max(line.amount - balance.spent - balance.held, 0)),
         resets_at_ms=resets_at_ms,
         now_ms=reply.at_ms,
-        retry_after_s=_retry_after(kind, balance, reply.at_ms),
+        retry_after_s=_retry_after(kind, balance, need, reply.at_ms),
         affordable_output_tokens=_affordable(reply, estimate) if kind is RefusalKind.BUDGET else None,
         status_override=budget_status if kind is RefusalKind.BUDGET else None,
     )
@@ -50,14 +51,16 @@ def _affordable(reply: ReserveReply, estimate: Estimate) -> int | None:
     return estimate.affordable_output_tokens(max(min(left), 0)) if left else None
 
 
-def _retry_after(kind: RefusalKind, balance: Balance, now_ms: int) -> float | None:
+def _retry_after(kind: RefusalKind, balance: Balance, need: int, now_ms: int) -> float | None:
     if kind is RefusalKind.BUDGET:
         return None
+    line = balance.line
+    if need > line.amount:
+        return _NEVER_S
     if kind is RefusalKind.CONCURRENCY:
         return 1.0
-    line = balance.line
     wait_ms = line.ends_ms - now_ms if line.ends_ms else line.bucket_ms
-    return min(max(wait_ms / 1000, 1.0), _LONGEST_RETRY_S)
+    return max(wait_ms / 1000, 1.0) if wait_ms else _NEVER_S
 
 
 def _shown(unit: str, amount: int) -> Decimal | int:

@@ -19,7 +19,9 @@ from sark_mw.store.base import ReservationStore
 
 _log = logging.getLogger(__name__)
 
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 5.0
+_FIRST_PAUSE_S = 0.05
+#: Then a settle waits in the journal: there it survives the process, and thousands of them are no tasks.
+_ATTEMPTS = 6
 _UNSETTLED = (Outcome.FORGOTTEN, Outcome.OUT_OF_RANGE)
 
 
@@ -88,7 +90,7 @@ class Settler:
         if settle in self._journal:
             await self._write_down(settle, "ended")
         pause = _FIRST_PAUSE_S
-        while True:
+        for _ in range(_ATTEMPTS):
             started = time.perf_counter()
             try:
                 reply = await self._store.settle(settle)
@@ -106,7 +108,9 @@ class Settler:
                 await self._strike_out(settle)
                 return reply
             await asyncio.sleep(pause * (0.5 + random.random()))  # noqa: S311  spreads retries, guards nothing
-            pause = min(pause * 2, _LONGEST_PAUSE_S)
+            pause *= 2
+        await self._write_down(settle, "unavailable")
+        return None
 
     async def _write_down(self, settle: Settle, reason: str) -> None:
         try:

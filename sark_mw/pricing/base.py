@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,9 +11,15 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Protocol, cast, runtime_checkable
 
+from sark_mw.errors import CostEstimationError, InvalidRequestError, MoneyError
 from sark_mw.money import from_nanos, to_decimal, to_nanos
 from sark_mw.pricing.rates import YOCTOS_PER_NANO, ModelPrice
 from sark_mw.usage import Usage
+
+_log = logging.getLogger(__name__)
+
+#: Longest that an estimator of a user's own may think about one request.
+_ESTIMATE_S = 5.0
 
 #: Parsed JSON: bodies and metadata come from outside, so every read of them checks its type.
 Json = Mapping[str, object]
@@ -102,6 +110,8 @@ class Estimate:
     #: In yocto-dollars: the fixed part (input, fees) of the ceiling, and the dearest that one output token can be.
     fixed_yoctos: int = 0
     output_yoctos: int = 0
+    #: Calls of the provider's own tools that were made if anything was, and that the response does not count.
+    uncounted_calls: Usage | None = None
 
     def affordable_output_tokens(self, available_nanos: int) -> int | None:
         """Return the largest output limit that fits into `available_nanos`; None where output costs nothing or nothing fits."""
@@ -164,12 +174,34 @@ def is_meter(kind: type[CostEstimator]) -> bool:
     return issubclass(kind, Meter)
 
 
+def in_nanos(cost: CostEstimate) -> int:
+    """Return a cost in nanos; raises `CostEstimationError` for a currency other than dollars, of which no rate is known here."""
+    if cost.currency.upper() != "USD":
+        raise CostEstimationError(f"a cost in {cost.currency} cannot be charged: estimators answer in USD", cost.provider)
+    return to_nanos(cost.estimated_cost)
+
+
 async def estimate_with(estimator: CostEstimator, request: InvocationRequest, resource_metadata: Json) -> Estimate:
-    """Ask any estimator for an `Estimate`: a user's own, which only has `estimate_cost`, included."""
-    if is_meter(type(estimator)):
-        return cast(Meter, estimator).estimate(request, resource_metadata)
-    cost = await estimator.estimate_cost(request, resource_metadata)
-    ceiling = to_nanos(cost.estimated_cost)
+    """Ask any estimator for an `Estimate`: a user's own, which only has `estimate_cost`, included.
+
+    Raises `InvalidRequestError`, `MoneyError` or `CostEstimationError`; whatever else an estimator raises, or that it takes too
+    long, is the last of these with `metadata["failed"]`.
+    """
+    try:
+        if is_meter(type(estimator)):
+            return cast(Meter, estimator).estimate(request, resource_metadata)
+        async with asyncio.timeout(_ESTIMATE_S):
+            cost = await estimator.estimate_cost(request, resource_metadata)
+        return _from_cost(estimator, cost)
+    except (CostEstimationError, InvalidRequestError, MoneyError):
+        raise
+    except Exception as error:  # the hook boundary: a user's estimator must not end in a 500
+        _log.exception("estimator %s failed", type(estimator).__name__)
+        raise CostEstimationError("the cost of the request could not be estimated", failed=True) from error
+
+
+def _from_cost(estimator: CostEstimator, cost: CostEstimate) -> Estimate:
+    ceiling = in_nanos(cost)
     expected = ceiling if cost.expected_cost is None else to_nanos(cost.expected_cost)
     return Estimate(
         ceiling_nanos=ceiling,

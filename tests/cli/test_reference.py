@@ -87,8 +87,9 @@ def test_what_the_example_shows_as_a_default_is_the_default(table: str, tmp_path
     full = tmp_path / "full.toml"
     full.write_text(uncommented())
     loaded, default = Settings.load(full), Settings()
+    chosen = tomllib.loads(EXAMPLE.read_text("utf-8"), parse_float=Decimal).get(table, {})
     for name in shown:
-        if name != "plugins":
+        if name != "plugins" and name not in chosen:
             assert getattr(getattr(loaded, table), name) == getattr(getattr(default, table), name), name
 
 
