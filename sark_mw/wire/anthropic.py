@@ -20,14 +20,21 @@ from sark_mw.wire.body import (
     objects,
     parse,
     part,
+    plain_path,
+    read_json,
     read_object,
 )
 from sark_mw.wire.refusal import details_of, response_of
 from sark_mw.wire.seen import SeenText
 from sark_mw.wire.tap import PassTap, tap_for
 
-# OpenAI's threads end in /messages too, after an id: only bare, after a version or after "anthropic".
-_PATH = re.compile(r"(?:|.*/v\d+[a-z0-9]*|.*/anthropic)/messages(?P<count>/count_tokens)?")
+# OpenAI's threads end in /messages too, after an id: only bare, after a version or after "anthropic". A segment may hold anything
+# but a slash, line ends included.
+_PATH = re.compile(r"(?:|.*/v[0-9][a-z0-9]*|.*/anthropic)/messages(?P<count>/count_tokens)?", re.DOTALL)
+#: Vertex sells Claude below its own paths, with the model in the path and the method behind it.
+_VERTEX = re.compile(r".*/publishers/anthropic/models/([^/]+):(raw|streamraw)predict", re.DOTALL | re.IGNORECASE)
+# Its count of tokens has a model of its own.
+_VERTEX_COUNT = "count-tokens"
 _ERROR_TYPE = {
     RefusalKind.RATE_LIMIT: "rate_limit_error",
     RefusalKind.CONCURRENCY: "rate_limit_error",
@@ -46,13 +53,20 @@ class AnthropicWire:
 
     def match(self, method: str, path: str) -> Operation | None:
         """Recognise messages and count_tokens."""
-        if method != "POST" or not (match := _PATH.fullmatch(clean_path(path))):
+        if method != "POST":
+            return None
+        if vertex := _VERTEX.fullmatch(plain_path(path)):
+            return Operation.COUNT_TOKENS if vertex[1].lower() == _VERTEX_COUNT else Operation.MESSAGES
+        if not (match := _PATH.fullmatch(clean_path(path))):
             return None
         return Operation.COUNT_TOKENS if match["count"] else Operation.MESSAGES
 
     def read(self, operation: Operation, path: str, headers: Headers, body: bytes) -> Call:
-        """Read a request."""
+        """Read a request; on Vertex its model stands in the path. JSON-RPC to a bare `/messages` is free: it is MCP's."""
+        if clean_path(path) == "/messages" and _is_rpc(body):
+            return Call(wire="mcp", operation=Operation.OTHER, raw=body)
         parsed = read_object(headers, body)
+        vertex = _VERTEX.fullmatch(plain_path(path))
         check_kind(parsed, "messages", (list,), required=True)
         check_kind(parsed, "system", (str, list))
         check_kind(parsed, "tools", (list,))
@@ -60,7 +74,7 @@ class AnthropicWire:
         return Call(
             wire=self.name,
             operation=operation,
-            model=check_model(parsed.get("model")),
+            model=check_model(vertex[1] if vertex else parsed.get("model")),
             stream=operation == Operation.MESSAGES and check_flag(parsed, "stream"),
             body=parsed,
             raw=body,
@@ -81,6 +95,15 @@ class AnthropicWire:
         kind = _ERROR_TYPE.get(refusal.kind, "invalid_request_error")
         error = {"type": kind, "message": refusal.message, "details": details_of(refusal)}
         return response_of(refusal, {"type": "error", "error": error, "request_id": refusal.request_id or None})
+
+
+def _is_rpc(body: bytes) -> bool:
+    """Tell whether a body is a message of MCP's older transport, which posts to `/messages` too; with `messages` it never is."""
+    if b'"jsonrpc"' not in body:
+        return False
+    parsed = read_json(body)
+    messages = parsed if isinstance(parsed, list) else [parsed]
+    return all(isinstance(each, dict) and "jsonrpc" in each and "messages" not in each for each in messages)
 
 
 class AnthropicReader:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from sark_mw.errors import InvalidRequestError
 from sark_mw.usage import Usage
 from sark_mw.wire.base import Call, Headers, Operation, Refusal, RefusalKind, Response, UsageTap
 from sark_mw.wire.body import (
@@ -20,6 +21,7 @@ from sark_mw.wire.body import (
     objects,
     parse,
     part,
+    plain_path,
     read_object,
 )
 from sark_mw.wire.refusal import CODE, details_of, response_of, status_of
@@ -27,11 +29,17 @@ from sark_mw.wire.seen import SeenText
 from sark_mw.wire.tap import PassTap, tap_for
 
 _MAX_CANDIDATES = 1024
-_PATH = re.compile(r"(?:|.*/)models/+([^/:]+):(generatecontent|streamgeneratecontent|counttokens)/*", re.IGNORECASE)
+# Whatever stands before it: `models/`, `tunedModels/`, `endpoints/`. Vertex also takes a publisher's own dialect as it is.
+_PATH = re.compile(
+    r"(?:.*/)?([^/]*)/([^/]+):(generatecontent|streamgeneratecontent|counttokens|rawpredict|streamrawpredict)",
+    re.DOTALL | re.IGNORECASE,
+)
 _OPERATIONS = {
     "generatecontent": Operation.GENERATE,
     "streamgeneratecontent": Operation.GENERATE,
     "counttokens": Operation.COUNT_TOKENS,
+    "rawpredict": Operation.GENERATE,
+    "streamrawpredict": Operation.GENERATE,
 }
 _STATUS_NAME = {
     RefusalKind.RATE_LIMIT: "RESOURCE_EXHAUSTED",
@@ -49,12 +57,16 @@ class GeminiWire:
     name = "gemini"
 
     def match(self, method: str, path: str) -> Operation | None:
-        """Recognise the three methods of a model."""
-        match = _PATH.fullmatch(path) if method == "POST" else None
-        return _OPERATIONS[match[2].lower()] if match else None
+        """Recognise the methods of a model, a tuned model or an endpoint, Vertex's raw ones included."""
+        match = _PATH.fullmatch(plain_path(path)) if method == "POST" else None
+        return _OPERATIONS[match[3].lower()] if match else None
 
     def read(self, operation: Operation, path: str, headers: Headers, body: bytes) -> Call:
-        """Read a request; model and streaming come from the path."""
+        """Read a request; model and streaming come from the path. Raw requests, in dialects unknown here, are refused."""
+        match = _PATH.fullmatch(plain_path(path))
+        if match is not None and match[3].lower().endswith("rawpredict"):
+            message = "rawPredict has no price here for this publisher: give its path a route with wire = 'plain' and a price."
+            raise InvalidRequestError(message)
         parsed = read_object(headers, body)
         check_kind(parsed, "contents", (list, dict, str))
         check_kind(parsed, "tools", (list,))
@@ -65,12 +77,11 @@ class GeminiWire:
                 check_count(config, limit, 0)
             for choices in ("candidateCount", "candidate_count"):
                 check_count(config, choices, 1, _MAX_CANDIDATES)
-        match = _PATH.fullmatch(path)
         return Call(
             wire=self.name,
             operation=operation,
-            model=check_model(match[1] if match else None),
-            stream=match is not None and match[2].lower() == "streamgeneratecontent",
+            model=check_model(_model_of(match) if match else None),
+            stream=match is not None and match[3].lower() == "streamgeneratecontent",
             body=parsed,
             raw=body,
         )
@@ -102,6 +113,12 @@ class GeminiWire:
             ],
         }
         return response_of(refusal, {"error": error})
+
+
+def _model_of(match: re.Match[str]) -> str:
+    """Name the model; one that its owner named after a cheap model must not be taken for that."""
+    collection, name = match[1], match[2]
+    return name if collection.lower() in ("", "models") else f"{collection}:{name}"
 
 
 class GeminiReader:

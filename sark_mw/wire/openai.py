@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from sark_mw.errors import InvalidRequestError
 from sark_mw.usage import Usage
 from sark_mw.wire.base import Call, Headers, Operation, Refusal, RefusalKind, Response, UsageTap
 from sark_mw.wire.body import (
@@ -24,6 +22,7 @@ from sark_mw.wire.body import (
     parse,
     part,
     read_object,
+    with_member,
 )
 from sark_mw.wire.refusal import CODE, details_of, response_of
 from sark_mw.wire.seen import SeenText
@@ -32,8 +31,9 @@ from sark_mw.wire.tap import PassTap, tap_for
 _MAX_CHOICES = 1024
 # /responses, /embeddings and /completions are common words: only bare, after a version, or in an OpenAI-like prefix.
 _PATH = re.compile(
-    r"(?:.*/(?P<chat>chat/completions)|(?:|.*/v\d+[a-z0-9]*|.*/openai|.*/(?:deployments|engines)/[^/]+)/"
-    r"(?P<plain>completions|responses|embeddings))"
+    r"(?:.*/(?P<chat>chat/completions)|(?:|.*/v[0-9][a-z0-9]*|.*/openai|.*/(?:deployments|engines)/[^/]+)/"
+    r"(?P<plain>completions|responses|embeddings))",
+    re.DOTALL,
 )
 _DEPLOYMENT = re.compile(r"/(?:deployments|engines)/([^/]+)/", re.IGNORECASE)
 _OPERATIONS = {
@@ -108,10 +108,7 @@ class OpenAIWire:
             start = call.raw.index(b"{") + 1
             return call.raw[:start] + _INCLUDE_USAGE + call.raw[start:]
         options = {**mapping(call.body["stream_options"]), "include_usage": True}
-        try:
-            return json.dumps({**call.body, "stream_options": options}, separators=(",", ":")).encode("ascii")
-        except RecursionError:
-            raise InvalidRequestError("The request body is nested too deeply.") from None
+        return with_member(call.raw, "stream_options", options)
 
     def tap(self, call: Call, status: int, headers: Headers) -> UsageTap:
         """Read usage from a success; an error passes."""
