@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -15,10 +16,10 @@ from sark_mw.enforcement.recovery import Recovery
 from sark_mw.enforcement.rehold import Rehold
 from sark_mw.enforcement.tables import LimitTables, ServerClock
 from sark_mw.errors import SarkError
-from sark_mw.instrumentation.base import Instrumentation
+from sark_mw.instrumentation.base import Instrumentation, Settled
 from sark_mw.ledger.base import Ledger
 from sark_mw.ledger.entries import parse_entry
-from sark_mw.reservation import ExtendReply, Outcome, Resolution
+from sark_mw.reservation import ExtendReply, Outcome, Resolution, Settle, SettleReply
 from sark_mw.store.base import ReservationStore
 
 _log = logging.getLogger(__name__)
@@ -120,6 +121,7 @@ class Upkeep:
         """Try to book what is in the journal."""
         await self._journal.take_over()
         for settle in self._journal.entries():
+            started = time.perf_counter()
             reply = await self._store.settle(settle)
             self._clock.heard(reply.at_ms)
             if reply.outcome is Outcome.FORGOTTEN:
@@ -133,4 +135,27 @@ class Upkeep:
                 reply = await self._store.settle(replace(settle, made_ms=reply.at_ms, lines=layout.lines))
             if reply.outcome not in (Outcome.FORGOTTEN, Outcome.OUT_OF_RANGE):
                 await self._journal.remove(settle)
+                self._tell(settle, reply, time.perf_counter() - started)
         self._instrumentation.journal_measured(len(self._journal))
+
+    def _tell(self, settle: Settle, reply: SettleReply, seconds: float) -> None:
+        """Tell of a settle that its request could not tell of: what is booked is counted, whenever it is."""
+        entry, _ = parse_entry(settle.entry)
+        self._instrumentation.settled(
+            Settled(
+                outcome=reply.outcome,
+                kind=settle.kind,
+                seconds=seconds,
+                reservation_id=settle.reservation_id,
+                request_id=entry.request_id,
+                root=settle.root,
+                principal_id=entry.principal_id,
+                provider=entry.provider or "",
+                booked=() if settle.kind is Resolution.PARTIAL else settle.amounts,
+                overrun=reply.overrun,
+                estimated_nanos=entry.expected_nanos,
+                actual_nanos=entry.actual_nanos,
+                repeated=reply.repeated,
+                late=reply.late,
+            )
+        )
