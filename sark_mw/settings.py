@@ -29,7 +29,9 @@ class StoreSettings(_Section):
         "memory://",
         description="memory:// (one process), embedded:///directory (one host), redis://, rediss://, unix://, redis+cluster://, redis+sentinel://",
     )
-    shards: int = Field(16, ge=1, le=16_384, description="Number of hash tags that roots are spread over; must never change once in use.")
+    shards: int = Field(
+        16, ge=1, le=16_384, description="Number of hash tags that roots are spread over; must never change once in use."
+    )
     prefix: str = Field("sark", pattern=r"^[A-Za-z0-9_.-]+$", description="Begins every key.")
     deadline_ms: int = Field(500, ge=1, description="Longest that any call to the store may take, retries included.")
     max_connections: int = Field(32, ge=1, description="Connections of one process.")
@@ -43,12 +45,16 @@ class StoreSettings(_Section):
         description="What happens while the store is out of reach: deny (503), allow (journalled, booked later), leased (spend what was leased before).",
     )
     lease_usd: Decimal = Field(
-        Decimal("1"), gt=0, description="With leased: what one process holds in advance per set of limits; the ceiling of what it may spend blind."
+        Decimal("1"),
+        gt=0,
+        description="With leased: what one process holds in advance per set of limits; the ceiling of what it may spend blind.",
     )
     lease_requests: int = Field(100, ge=1, description="With leased: requests (and concurrent requests) held in advance.")
     lease_tokens: int = Field(1_000_000, ge=1, description="With leased: tokens held in advance.")
     lease_share: int = Field(
-        10, ge=1, description="With leased: all leases of one process together hold at most this fraction (1/n) of what a limit has left."
+        10,
+        ge=1,
+        description="With leased: all leases of one process together hold at most this fraction (1/n) of what a limit has left.",
     )
     journal: Path = Field(Path("sark-journal.jsonl"), description="Where bookings wait that the store could not take yet.")
 
@@ -56,8 +62,12 @@ class StoreSettings(_Section):
 class LedgerSettings(_Section):
     """Where costs are kept for good."""
 
-    url: SecretStr = Field(SecretStr("sqlite:///:memory:"), description="sqlite:///path or postgresql://user:password@host/database")
-    flush: bool = Field(True, description="Flush from within the gateway; off where `sark-mw flush` runs as a process of its own.")
+    url: SecretStr = Field(
+        SecretStr("sqlite:///:memory:"), description="sqlite:///path or postgresql://user:password@host/database"
+    )
+    flush: bool = Field(
+        True, description="Flush from within the gateway; off where `sark-mw flush` runs as a process of its own."
+    )
     flush_interval_ms: int = Field(1000, ge=10, description="Pause between two flushes.")
     batch: int = Field(500, ge=1, le=10_000, description="Entries per flush and shard.")
     deadline_ms: int = Field(10_000, ge=100, description="Longest that one statement may take.")
@@ -67,22 +77,32 @@ class LedgerSettings(_Section):
 class ReservationSettings(_Section):
     """How long holds live."""
 
-    lease_s: float = Field(120, ge=0.05, le=86_400, description="How long a hold lives without renewal; a dead process's holds end after that.")
+    lease_s: float = Field(
+        120, ge=0.05, le=86_400, description="How long a hold lives without renewal; a dead process's holds end after that."
+    )
     sweep_interval_ms: int = Field(1000, ge=10, description="Pause between two background sweeps of expired holds.")
 
 
 class HttpSettings(_Section):
     """How requests are read and refused."""
 
-    max_body_bytes: int = Field(32 * 1024 * 1024, ge=1, description="Longest body of a metered request; a longer one is refused with 413.")
+    max_body_bytes: int = Field(
+        32 * 1024 * 1024, ge=1, description="Longest body of a metered request; a longer one is refused with 413."
+    )
     body_timeout_s: float = Field(60, gt=0, description="Longest that a metered request's body may take to arrive.")
     budget_status: Literal[402, 429] = Field(402, description="Status of a refusal for lack of budget.")
-    inject_stream_usage: bool = Field(True, description="Ask OpenAI streams for usage where the client did not, and take the extra chunk out again.")
+    inject_stream_usage: bool = Field(
+        True, description="Ask OpenAI streams for usage where the client did not, and take the extra chunk out again."
+    )
     drain_on_disconnect: bool = Field(
-        True, description="When a client leaves mid-stream, keep reading the response for its usage, so that it is booked exactly."
+        True,
+        description="When a client leaves mid-stream, keep reading the response for its usage, so that it is booked exactly.",
     )
     drain_timeout_s: float = Field(30, gt=0, description="Longest that a response without a client is read.")
-    metered_only: bool = Field(False, description="Refuse (404) what no route meters and no rule ignores, instead of passing it. Set it where the gateway faces providers: without it, what they charge for in ways that are not known here passes unmetered.")
+    metered_only: bool = Field(
+        False,
+        description="Refuse (404) what no route meters and no rule ignores, instead of passing it. Set it where the gateway faces providers: without it, what they charge for in ways that are not known here passes unmetered.",
+    )
 
 
 class KeySettings(_Section):
@@ -100,12 +120,18 @@ class PrincipalSettings(_Section):
     sources: tuple[Literal["scope", "header", "api_key", "bearer"], ...] = Field(
         ("scope", "header", "api_key", "bearer"), description="Where to look, in this order."
     )
-    key_secret: SecretStr = Field(SecretStr(""), description="Keys the hash of API keys; set it (SARK_PRINCIPAL__KEY_SECRET) in production.")
+    key_secret: SecretStr = Field(
+        SecretStr(""), description="Keys the hash of API keys; set it (SARK_PRINCIPAL__KEY_SECRET) in production."
+    )
     trusted_proxies: tuple[str, ...] = Field((), description="Addresses or networks whose principal header counts.")
     header: str = Field("x-sark-principal", description="Header with the principal, from trusted proxies only.")
-    scopes_header: str = Field("x-sark-scopes", description="Header with further scopes, comma-separated, from trusted proxies only.")
+    scopes_header: str = Field(
+        "x-sark-scopes", description="Header with further scopes, comma-separated, from trusted proxies only."
+    )
     root_header: str = Field("x-sark-root", description="Header with the root, from trusted proxies only.")
-    api_key_headers: tuple[str, ...] = Field(("x-api-key", "api-key", "x-goog-api-key"), description="Headers that carry an API key.")
+    api_key_headers: tuple[str, ...] = Field(
+        ("x-api-key", "api-key", "x-goog-api-key"), description="Headers that carry an API key."
+    )
     keys: tuple[KeySettings, ...] = Field((), description="Known API keys.")
     require_known_key: bool = Field(False, description="Refuse (401) keys that are not listed.")
     anonymous: str | None = Field(None, description="Principal of requests that name none; without it they are refused (401).")
@@ -167,9 +193,15 @@ class ModelPriceSettings(_Section):
 class PricingSettings(_Section):
     """What things cost."""
 
-    on_unknown_model: Literal["dearest", "deny"] = Field("dearest", description="Price an unknown model as the provider's dearest, or refuse it.")
-    max_output_tokens_cap: int | None = Field(None, ge=1, description="Holds for a request without an output limit reckon with at most this.")
-    default_max_output_tokens: int = Field(16_384, ge=1, description="Output of a model of which the price list knows no maximum.")
+    on_unknown_model: Literal["dearest", "deny"] = Field(
+        "dearest", description="Price an unknown model as the provider's dearest, or refuse it."
+    )
+    max_output_tokens_cap: int | None = Field(
+        None, ge=1, description="Holds for a request without an output limit reckon with at most this."
+    )
+    default_max_output_tokens: int = Field(
+        16_384, ge=1, description="Output of a model of which the price list knows no maximum."
+    )
     models: tuple[ModelPriceSettings, ...] = ()
 
 
@@ -281,7 +313,9 @@ AnySettings = Annotated[Settings | str | Path | None, "a Settings object, the pa
 
 def explain(error: ValidationError) -> str:
     """Say what is wrong with settings, without repeating values (one may be a secret)."""
-    return "; ".join(f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in error.errors(include_input=False))
+    return "; ".join(
+        f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in error.errors(include_input=False)
+    )
 
 
 def as_settings(settings: AnySettings) -> Settings:

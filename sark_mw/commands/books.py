@@ -18,6 +18,7 @@ import typer
 from sark_mw.assembly import make_instrumentation, make_ledger, make_prometheus
 from sark_mw.commands.options import Config, Json, say, table
 from sark_mw.commands.parts import opened, store_is_shared
+from sark_mw.enforcement.rebook import Rebooker
 from sark_mw.errors import ConfigurationError, LedgerError
 from sark_mw.instrumentation.metrics_app import metrics_app
 from sark_mw.instrumentation.prometheus import PrometheusInstrumentation
@@ -72,6 +73,7 @@ async def _flush(settings: Settings, *, once: bool, metrics: tuple[str, int]) ->
             batch=settings.ledger.batch,
             interval_s=settings.ledger.flush_interval_ms / 1000,
             events=events,
+            keeper=Rebooker(parts.store, parts.ledger, parts.recovery),
         )
         if not once:
             loop = asyncio.get_running_loop()

@@ -26,6 +26,7 @@ class Parts:
     ledger: Ledger
     tables: LimitTables
     limits: LimitRegistry
+    recovery: Recovery
 
 
 @asynccontextmanager
@@ -36,8 +37,9 @@ async def opened(settings: Settings) -> AsyncIterator[Parts]:
         store = await make_store(settings.store)
         try:
             tables = LimitTables(store, ServerClock())
-            registry = LimitRegistry(store, ledger, tables=tables, recovery=Recovery(store, ledger))
-            yield Parts(store=store, ledger=ledger, tables=tables, limits=registry)
+            recovery = Recovery(store, ledger)
+            registry = LimitRegistry(store, ledger, tables=tables, recovery=recovery)
+            yield Parts(store=store, ledger=ledger, tables=tables, limits=registry, recovery=recovery)
         finally:
             await store.aclose()
     finally:

@@ -288,9 +288,7 @@ class LeasePool:
         except StoreError:
             # The answer may only be lost: whatever the store holds under this id is given back.
             name, root = asked.reservation_id, asked.root
-            ending = Settle(
-                reservation_id=name, root=root, lines=(), amounts=(), kind=Resolution.RELEASE, entry=asked.entry
-            )
+            ending = Settle(reservation_id=name, root=root, lines=(), amounts=(), kind=Resolution.RELEASE, entry=asked.entry)
             self._settler.submit(ending)
             raise
         finally:
