@@ -46,14 +46,14 @@ def build_gateway(settings: AnySettings, *, sark: Sark | None = None, client: ht
     `sark` and `client` may be given; they are started and closed with the app all the same. Raises `ConfigurationError`.
     """
     chosen = as_settings(settings)
+    sark = sark or Sark(chosen)
+    gateway = _Gateway(sark, ReverseProxy(chosen.serve, chosen.principal, client=client))
     if not chosen.http.metered_only:
         _log.warning(
             "http.metered_only is off: what no route meters passes to the upstreams, unmetered and unlimited; set it to true, "
             "and give what may pass a rule in [[routes]]"
         )
-    sark = sark or Sark(chosen)
-    proxy = ReverseProxy(chosen.serve, chosen.principal, client=client)
-    return _Gateway(sark, proxy)
+    return gateway
 
 
 class _Gateway:
