@@ -9,7 +9,7 @@ from typing import Any
 from sark_mw.enforcement.admission import Admission, Spent
 from sark_mw.errors import CostEstimationError
 from sark_mw.money import to_nanos
-from sark_mw.pricing.base import CostEstimate, CostEstimator, Estimate, InvocationRequest, Json, Meter
+from sark_mw.pricing.base import CostEstimate, CostEstimator, Estimate, InvocationRequest, Json, Meter, in_nanos
 from sark_mw.pricing.metered import MeteredEstimator
 from sark_mw.usage import Usage
 
@@ -69,7 +69,7 @@ class DirectReservation:
 
     def _spent(self, actual: Any) -> Spent:
         if isinstance(actual, CostEstimate):
-            return Spent(cost_nanos=to_nanos(actual.estimated_cost))
+            return Spent(cost_nanos=in_nanos(actual))
         if isinstance(actual, (Decimal, int, str)):
             return Spent(cost_nanos=to_nanos(actual))
         usage = actual if isinstance(actual, Usage) else self._read(actual)
