@@ -89,6 +89,13 @@ async def test_closing_settles_what_is_in_flight_and_empties_the_outbox(valkey_s
         await assert_balanced(after, 20 * CENT)
 
 
+async def test_a_cost_in_another_currency_is_not_charged_as_dollars(sark: Sark) -> None:
+    async with sark.reserve(principal="user:a", estimate=Decimal("0.05")) as reservation:
+        with pytest.raises(CostEstimationError, match="KWD"):
+            reservation.settle(CostEstimate(Decimal("0.03"), currency="KWD"))
+        assert not reservation.resolved
+
+
 @pytest.mark.parametrize("actual", [Decimal("0.03"), "0.03", CostEstimate(Decimal("0.03"))], ids=["Decimal", "text", "estimate"])
 async def test_a_call_of_known_cost_is_booked_at_it(sark: Sark, actual: Decimal | str | CostEstimate) -> None:
     async with sark.reserve(principal="user:alice", scopes=[TEAM], estimate="0.05") as reservation:
