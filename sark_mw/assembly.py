@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from decimal import Decimal
 
 from sark_mw.errors import ConfigurationError
 from sark_mw.instrumentation.audit import AuditInstrumentation, audit_logger
@@ -79,8 +80,21 @@ def make_estimators(settings: PricingSettings, own: Mapping[str, CostEstimator] 
         overrides=overrides,
         default_max_output_tokens=settings.default_max_output_tokens,
         max_output_tokens_cap=settings.max_output_tokens_cap,
+        opaque_tokens=settings.opaque_tokens,
+        default_service_tier=settings.default_service_tier,
+        tool_calls=settings.tool_calls,
+        tool_fees=_tool_fees(settings),
     )
     return {**builtin_estimators(options), **(own or {})}
+
+
+def _tool_fees(settings: PricingSettings) -> dict[str, Decimal]:
+    fees = {
+        "web_search": settings.web_search_usd_per_thousand,
+        "file_search": settings.file_search_usd_per_thousand,
+        "code_session": settings.code_session_usd_per_thousand,
+    }
+    return {kind: fee for kind, fee in fees.items() if fee is not None}
 
 
 def make_prometheus(settings: ObserveSettings) -> PrometheusInstrumentation | None:

@@ -202,6 +202,23 @@ class PricingSettings(_Section):
     default_max_output_tokens: int = Field(
         16_384, ge=1, description="Output of a model of which the price list knows no maximum."
     )
+    opaque_tokens: int | None = Field(
+        None,
+        ge=0,
+        description="Held for each input whose size is not in the body (a file id, a URL, an earlier response, what a search finds); "
+        "without it, the model's whole context window.",
+    )
+    default_service_tier: str | None = Field(
+        None,
+        description="Service tier of OpenAI requests that name none, where the project's is known: default, flex, priority; "
+        "without it, the hold is at the dearest that the project may have.",
+    )
+    tool_calls: int = Field(
+        16, ge=0, description="Calls of a provider's own tools (searches) held for a request that does not bound them."
+    )
+    web_search_usd_per_thousand: Decimal | None = Field(None, ge=0, description="Fee for searches of the web, in place of the published one.")
+    file_search_usd_per_thousand: Decimal | None = Field(None, ge=0, description="Fee for searches of stored files, likewise.")
+    code_session_usd_per_thousand: Decimal | None = Field(None, ge=0, description="Fee for containers of the code interpreter, likewise.")
     models: tuple[ModelPriceSettings, ...] = ()
 
 

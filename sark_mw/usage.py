@@ -22,6 +22,10 @@ class Usage:
     output_tokens: int = 0
     reasoning_tokens: int = 0
     output_audio_tokens: int = 0
+    #: Calls of the provider's own tools that cost a fee each, beside the tokens.
+    web_searches: int = 0
+    file_searches: int = 0
+    code_sessions: int = 0
     model: str | None = None
     service_tier: str | None = None
     estimated: bool = False

@@ -37,6 +37,8 @@ def spent_on(admission: Admission, meter: Meter | None, tap: UsageTap, status: i
         return price(admission, meter, usage, status)
     if usage is None and tap.failed and not tap.started:
         return None
+    if admission.estimate.detached and not tap.failed:
+        return admission.expected(status)  # it goes on unseen: its expectation is the most that it can cost
     if ended is Ended.GONE:
         admission.report(counted(admission, meter, tap, status))
         return admission.expected(status)

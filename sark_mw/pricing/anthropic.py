@@ -12,6 +12,7 @@ from sark_mw.pricing.numbers import nested, reported, whole_number
 from sark_mw.pricing.prices import PriceBook, PricingOptions
 from sark_mw.pricing.tally import MAX_DEPTH, Demand, InputTally, objects
 from sark_mw.pricing.tokens import TextCounter
+from sark_mw.pricing.tool_fees import ToolCalls
 from sark_mw.usage import Usage
 
 _PER_MESSAGE = 5
@@ -36,8 +37,9 @@ class AnthropicCostEstimator(MeteredEstimator):
     def _texts(self, model: str) -> TextCounter:
         return TextCounter(None, 0, _CEILING_FACTOR, _EXPECTED_FACTOR)
 
-    def _demand(self, body: Json) -> Demand:
-        limit = whole_number(body, "max_tokens")
+    def _demand(self, body: Json, endpoint: str) -> Demand:
+        # A limit of 0 is none.
+        limit = whole_number(body, "max_tokens") or None
         thinking = whole_number(nested(body, "thinking"), "budget_tokens")
         tier = "fast" if body.get("speed") == "fast" else body.get("service_tier")
         return Demand(
@@ -45,6 +47,7 @@ class AnthropicCostEstimator(MeteredEstimator):
             limit=limit if limit is None or thinking is None else max(limit, thinking),
             cache_writes=_cache_writes(body),
             service_tier=tier if isinstance(tier, str) else None,
+            calls=ToolCalls(web_searches=_searches(body, self._options.tool_calls)),
         )
 
     def _count_input(self, body: Json, model: str, tally: InputTally) -> None:
@@ -84,8 +87,20 @@ class AnthropicCostEstimator(MeteredEstimator):
             cache_write_1h_tokens=long,
             output_tokens=written or 0,
             reasoning_tokens=reported(nested(usage, "output_tokens_details"), "thinking_tokens") or 0,
+            web_searches=reported(nested(usage, "server_tool_use"), "web_search_requests") or 0,
             service_tier=tier if isinstance(tier, str) else None,
         )
+
+
+def _searches(body: Json, most: int) -> int:
+    """Bound how often a request may search the web: by `max_uses`, which holds for the whole request."""
+    tools = body.get("tools")
+    searches = [
+        tool
+        for tool in (tools if isinstance(tools, list) else ())
+        if isinstance(tool, Mapping) and str(tool.get("type")).startswith("web_search")
+    ]
+    return sum(most if (uses := whole_number(tool, "max_uses")) is None else uses for tool in searches)
 
 
 def _cache_writes(value: object, depth: int = 0) -> str:

@@ -110,6 +110,8 @@ class Estimate:
     #: In yocto-dollars: the fixed part (input, fees) of the ceiling, and the dearest that one output token can be.
     fixed_yoctos: int = 0
     output_yoctos: int = 0
+    #: It goes on when its response has ended; where that tells no usage, none will be seen, and the ceiling is what to expect.
+    detached: bool = False
     #: Calls of the provider's own tools that were made if anything was, and that the response does not count.
     uncounted_calls: Usage | None = None
 

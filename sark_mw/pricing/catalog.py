@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from sark_mw.pricing.output_limits import max_output_tokens
 from sark_mw.pricing.rates import Band, ModelPrice, Rates, yoctos_per_token
+from sark_mw.pricing.tool_fees import fees_of
 
 if TYPE_CHECKING:
     from genai_prices import types as gp
@@ -126,6 +127,7 @@ def price_of(provider: gp.Provider, model: gp.ModelInfo, at: datetime) -> ModelP
         tiers=tiers,
         # Per thousand requests: a million times a thousandth of a price per million.
         request_yoctos=yoctos_per_token(per_request) * 1000,
+        fees=fees_of(provider.id, standard.get("web_searches_kcount"), standard.get("storage_searches_kcount")),
         context_window=model.context_window,
         max_output_tokens=max_output_tokens(model.id),
         has_output="output_mtok" in standard,

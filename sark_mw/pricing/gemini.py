@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from sark_mw.errors import CostEstimationError, InvalidRequestError
 from sark_mw.pricing.base import Estimate, InvocationResult, Json
-from sark_mw.pricing.gemini_media import count_media, thoughts_of, writes_media
+from sark_mw.pricing.gemini_media import count_media, most_searches, thoughts_of, writes_media
 from sark_mw.pricing.metered import MeteredEstimator
 from sark_mw.pricing.numbers import MAX_CHOICES, MAX_TOKENS, nested, reported, whole_number
 from sark_mw.pricing.output_limits import max_output_tokens
@@ -15,6 +15,7 @@ from sark_mw.pricing.prices import PriceBook, PricingOptions
 from sark_mw.pricing.rates import ModelPrice
 from sark_mw.pricing.tally import Demand, InputTally, objects
 from sark_mw.pricing.tokens import TextCounter
+from sark_mw.pricing.tool_fees import ToolCalls
 from sark_mw.usage import Usage
 
 _PER_CONTENT = 5
@@ -43,7 +44,7 @@ class GeminiCostEstimator(MeteredEstimator):
     def _texts(self, model: str) -> TextCounter:
         return TextCounter(None, 0, _CEILING_FACTOR, _EXPECTED_FACTOR)
 
-    def _demand(self, body: Json) -> Demand:
+    def _demand(self, body: Json, endpoint: str) -> Demand:
         limits: list[int] = []
         choices = 1
         media = False
@@ -61,7 +62,13 @@ class GeminiCostEstimator(MeteredEstimator):
             extra_output=_thinking_budget(body),
             service_tier=None if tier is None else tier.lower(),
             audio_output=media,
+            calls=ToolCalls(web_searches=self._options.tool_calls if _searches(body) else 0),
         )
+
+    def actual(self, usage: Usage, estimate: Estimate) -> int:
+        """Price what was used; the second generation is charged for a prompt that searched, and not for each of its queries."""
+        name = (estimate.price.model if estimate.price else None) or estimate.model or ""
+        return super().actual(replace(usage, web_searches=most_searches(name, usage.web_searches)), estimate)
 
     def _limit(self, demand: Demand, price: ModelPrice) -> int:
         if price.max_output_tokens is None:
@@ -76,6 +83,7 @@ class GeminiCostEstimator(MeteredEstimator):
             # Thoughts are outside the candidates and cost what output costs.
             extra_output=thoughts_of(name, demand.extra_output),
             audio_output=demand.audio_output or writes_media(name),
+            calls=ToolCalls(web_searches=most_searches(name, demand.calls.web_searches)),
         )
         return super()._figures(model, price, demand, tally, limit)
 
@@ -220,6 +228,13 @@ def _count_declarations(body: Json, tally: InputTally) -> None:
             # The provider's own (search, URLs, files, code) put what they find into the input.
             tally.reference()
     tally.data(tools, "tools")
+
+
+def _searches(body: Json) -> bool:
+    """Tell whether a request lets the model search: `googleSearch`, and what it was called before."""
+    tools = body.get("tools")
+    named = ("googleSearch", "google_search", "googleSearchRetrieval", "google_search_retrieval", "enterpriseWebSearch")
+    return any(name in tool for tool in _items(tools) if isinstance(tool, Mapping) for name in named)
 
 
 def _items(value: object) -> list[object]:

@@ -70,6 +70,11 @@ def thoughts_of(model: str, budget: int) -> int:
     return min(_MOST_THOUGHTS[family], max(budget, least))
 
 
+def most_searches(model: str, queries: int) -> int:
+    """Return how many searches are charged for so many queries."""
+    return min(queries, 1) if _SECOND_GENERATION.match(model.lower().rpartition("/")[2]) else queries
+
+
 def writes_media(model: str) -> bool:
     """Tell whether a model answers with images, sound or video without being asked to."""
     return _WRITES_MEDIA.search(model.lower().rpartition("/")[2]) is not None

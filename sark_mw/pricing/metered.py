@@ -23,6 +23,7 @@ from sark_mw.pricing.prices import MAX_MODEL_NAME, PriceBook, PricingOptions
 from sark_mw.pricing.rates import ModelPrice, Rates, input_yoctos, nanos_up, output_yoctos, usd, usd_per_million
 from sark_mw.pricing.tally import Demand, InputTally
 from sark_mw.pricing.tokens import TextCounter
+from sark_mw.pricing.tool_fees import ToolCalls
 from sark_mw.usage import Usage
 
 
@@ -31,6 +32,9 @@ class MeteredEstimator(CostEstimator):
 
     `book` and `options` are shared between estimators; without them each makes its own from the installed data.
     """
+
+    #: What a request that names no service tier may be served in; None: the standard one.
+    _unnamed_tier: str | None = None
 
     def __init__(self, provider: str, book: PriceBook | None = None, options: PricingOptions | None = None) -> None:
         self._provider = provider
@@ -48,8 +52,8 @@ class MeteredEstimator(CostEstimator):
         """Make a counter of texts for a model."""
 
     @abstractmethod
-    def _demand(self, body: Json) -> Demand:
-        """Read how much output a body asks for."""
+    def _demand(self, body: Json, endpoint: str) -> Demand:
+        """Read how much output a body asks for; `endpoint` is "" where it is not known."""
 
     @abstractmethod
     def _count_input(self, body: Json, model: str, tally: InputTally) -> None:
@@ -74,7 +78,7 @@ class MeteredEstimator(CostEstimator):
         price = self._book.price(self._provider, model)
         if price.unknown and self._options.on_unknown_model == "deny":
             raise InvalidRequestError(f"The model '{model}' has no known price", "model")
-        demand = self._demand(body)
+        demand = self._demand(body, _endpoint(resource_metadata))
         tally = InputTally(self._texts(price.model or model), self._options)
         self._count_input(body, price.model or model, tally)
         no_output = demand.no_output or not price.has_output or resource_metadata.get("endpoint") == "embeddings"
@@ -92,10 +96,12 @@ class MeteredEstimator(CostEstimator):
         tokens = tally.total(price.context_window)
         tier = demand.service_tier or self._options.default_service_tier
         input_tokens = tokens.ceiling + tally.audio_ceiling
-        worst = price.worst(input_tokens, tier)
+        price = self._with_fees(price, demand)
+        worst = price.worst(input_tokens, tier or self._unnamed_tier)
         input_rate = _input_rate(worst, demand)
         output_rate = max(worst.output, worst.reasoning, worst.output_audio if demand.audio_output else 0)
-        fixed = price.request_yoctos + tokens.ceiling * input_rate + tally.audio_ceiling * max(input_rate, worst.input_audio)
+        fixed = price.request_yoctos + price.fees.cost(_calls(demand.calls, demand.choices))
+        fixed += tokens.ceiling * input_rate + tally.audio_ceiling * max(input_rate, worst.input_audio)
         most = (limit + demand.extra_output) * demand.choices if limit else 0
         ceiling_nanos = nanos_up(fixed + most * output_rate)
         if ceiling_nanos > MAX_HOLD:
@@ -105,18 +111,22 @@ class MeteredEstimator(CostEstimator):
             input_tokens=tokens.expected + tally.audio_expected,
             input_audio_tokens=tally.audio_expected,
             output_tokens=expected_output,
+            # That a tool may be called does not mean that it is, but where it is on offer one call is usual.
+            web_searches=min(1, demand.calls.web_searches),
+            file_searches=min(1, demand.calls.file_searches),
+            code_sessions=min(1, demand.calls.code_sessions),
         )
         return Estimate(
             ceiling_nanos=ceiling_nanos,
-            expected_nanos=min(ceiling_nanos, price.cost(probable, tier)),
+            expected_nanos=ceiling_nanos if demand.detached else min(ceiling_nanos, price.cost(probable, tier)),
             input_tokens=input_tokens,
             max_output_tokens=most,
-            expected_output_tokens=expected_output,
+            expected_output_tokens=most if demand.detached else expected_output,
             provider=price.provider or self._provider,
             model=model,
             unknown_model=price.unknown,
             price=price,
-            expected_input_tokens=probable.input_tokens,
+            expected_input_tokens=input_tokens if demand.detached else probable.input_tokens,
             audio_input_tokens=tally.audio_ceiling,
             output_limited=demand.limit is not None or limit == 0,
             choices=demand.choices,
@@ -124,14 +134,22 @@ class MeteredEstimator(CostEstimator):
             service_tier=tier,
             fixed_yoctos=fixed,
             output_yoctos=output_rate,
+            detached=demand.detached,
+            uncounted_calls=_calls(demand.uncounted_calls, demand.choices),
         )
+
+    def _with_fees(self, price: ModelPrice, demand: Demand) -> ModelPrice:
+        """Return the price with the fees that a request's tools have."""
+        return price
 
     def actual(self, usage: Usage, estimate: Estimate) -> int:
         """Price what was used, in nanos, in the service tier that served it."""
         if estimate.price is None:
             return estimate.ceiling_nanos
         price = self._served(estimate.price, usage)
-        return price.cost(_with_tier(usage, estimate.service_tier))
+        # The fees are those of the tools that were asked for.
+        price = replace(price, fees=estimate.price.fees)
+        return price.cost(_with_tier(_with_calls(usage, estimate.uncounted_calls), estimate.service_tier))
 
     def _served(self, asked: ModelPrice, usage: Usage) -> ModelPrice:
         """Return the price of the model that answered, where it is known better than that of the one that was asked for."""
@@ -149,7 +167,7 @@ class MeteredEstimator(CostEstimator):
         """Estimate a request; the breakdown's figures are those of the ceiling."""
         estimate = self.estimate(request, resource_metadata)
         assert estimate.price is not None
-        rates = estimate.price.worst(estimate.input_tokens, estimate.service_tier)
+        rates = estimate.price.worst(estimate.input_tokens, estimate.service_tier or self._unnamed_tier)
         output = estimate.max_output_tokens * estimate.output_yoctos
         tokens = (estimate.input_tokens, estimate.max_output_tokens)
         return as_cost_estimate(estimate, _breakdown(tokens, rates, estimate.fixed_yoctos, output))
@@ -163,10 +181,14 @@ class MeteredEstimator(CostEstimator):
             return None
         model = self._model(request.arguments, resource_metadata)
         price = self._served(self._book.price(self._provider, model), usage)
-        usage = _with_tier(usage, self._demand(request.arguments).service_tier or self._options.default_service_tier)
+        demand = self._demand(request.arguments, _endpoint(resource_metadata))
+        price = self._with_fees(price, demand)
+        usage = _with_calls(usage, _calls(demand.uncounted_calls, demand.choices))
+        usage = _with_tier(usage, demand.service_tier or self._options.default_service_tier)
         rates = price.rates(usage.input_tokens, usage.service_tier)
         counts = (usage.input_tokens, usage.output_tokens)
-        breakdown = _breakdown(counts, rates, input_yoctos(rates, usage) + price.request_yoctos, output_yoctos(rates, usage))
+        fees = price.request_yoctos + price.fees.cost(usage)
+        breakdown = _breakdown(counts, rates, input_yoctos(rates, usage) + fees, output_yoctos(rates, usage))
         return CostEstimate(
             from_nanos(price.cost(usage)),
             provider=price.provider or self._provider,
@@ -191,6 +213,26 @@ class MeteredEstimator(CostEstimator):
         if not isinstance(model, str) or len(model) > MAX_MODEL_NAME:
             raise InvalidRequestError(f"'model' must be a string of at most {MAX_MODEL_NAME} characters", "model")
         return model
+
+
+def _endpoint(resource_metadata: Json) -> str:
+    endpoint = resource_metadata.get("endpoint")
+    return endpoint if isinstance(endpoint, str) else ""
+
+
+def _calls(calls: ToolCalls, choices: int) -> Usage:
+    return Usage(
+        web_searches=calls.web_searches * choices,
+        file_searches=calls.file_searches * choices,
+        code_sessions=calls.code_sessions * choices,
+    )
+
+
+def _with_calls(usage: Usage, least: Usage | None) -> Usage:
+    """Fill in the calls of tools that a response does not count."""
+    if least is None or usage.web_searches >= least.web_searches:
+        return usage
+    return replace(usage, web_searches=least.web_searches)
 
 
 def _input_rate(rates: Rates, demand: Demand) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 from sark_mw.errors import CostEstimationError, InvalidRequestError
 from sark_mw.pricing.base import Json
@@ -10,8 +12,10 @@ from sark_mw.pricing.images import openai_image_tokens, size_in_url
 from sark_mw.pricing.metered import MeteredEstimator
 from sark_mw.pricing.numbers import MAX_CHOICES, nested, reported, whole_number
 from sark_mw.pricing.prices import PriceBook, PricingOptions
+from sark_mw.pricing.rates import ModelPrice
 from sark_mw.pricing.tally import MAX_DEPTH, Demand, InputTally, objects
 from sark_mw.pricing.tokens import TextCounter, TokenCount, encoding_of, reads_published, tokenizer
+from sark_mw.pricing.tool_fees import PREVIEW_SEARCH, ToolCalls, per_call
 from sark_mw.usage import Usage
 
 # What the chat format adds: per message, per request (the primed answer), per declared tool, for tools at all.
@@ -22,7 +26,15 @@ _ANY_TOOL = 16
 # Audio is 10 tokens a second; a second has at least a kilobyte when compressed and 8 when it is a WAV.
 _AUDIO_BYTES_PER_TOKEN = {"wav": 800, "pcm16": 800}
 _COMPRESSED_BYTES_PER_TOKEN = 100
-_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+# Each endpoint has its own output limit and passes over the others'.
+_LIMITS = {
+    "chat": ("max_completion_tokens", "max_tokens"),
+    "completions": ("max_tokens",),
+    "responses": ("max_output_tokens",),
+    "embeddings": (),
+}
+#: The endpoint that takes an input, for requests that do not say where they go to.
+_ENDPOINT_OF = {"messages": "chat", "prompt": "completions", "input": "responses"}
 #: Prompts in one request: what OpenAI allows for embeddings.
 _MAX_PROMPTS = 2_048
 # Read as text or JSON into the prompt, beside messages and input.
@@ -32,8 +44,15 @@ _UNPUBLISHED_MARGIN = 1.15
 _OWN_TOOLS = ("function", "custom")
 
 
+# The models for which the older search tool costs no more than the newer one.
+_REASONS = re.compile(r"gpt-(?:[5-9]|oss)|o[1-9]")
+
+
 class OpenAICostEstimator(MeteredEstimator):
     """Price requests in OpenAI's dialect; `provider` names another that speaks it (`groq`, `azure`, …)."""
+
+    # A request without a tier is served in its project's, and that may be the dearest.
+    _unnamed_tier = "auto"
 
     def __init__(self, book: PriceBook | None = None, options: PricingOptions | None = None, provider: str = "openai") -> None:
         super().__init__(provider, book, options)
@@ -50,13 +69,16 @@ class OpenAICostEstimator(MeteredEstimator):
             return TextCounter(tokenizer(encoding_of(model)), self._options.exact_bytes, ceiling_factor=margin)
         return TextCounter(None, 0, ceiling_factor=1.2, expected_factor=1.1)
 
-    def _demand(self, body: Json) -> Demand:
-        limits = [limit for name in _LIMITS if (limit := whole_number(body, name)) is not None]
+    def _demand(self, body: Json, endpoint: str) -> Demand:
+        if endpoint not in _LIMITS:
+            endpoint = next((end for name, end in _ENDPOINT_OF.items() if body.get(name)), "responses")
+        given = {name: whole_number(body, name) for names in _LIMITS.values() for name in names}
+        # With two of them the provider decides; the larger is the safe one. 0 is none.
+        limits = [limit for name in _LIMITS[endpoint] if (limit := given[name])]
         choices = max(whole_number(body, "n", 1, MAX_CHOICES) or 1, whole_number(body, "best_of", 1, MAX_CHOICES) or 1)
         tier = body.get("service_tier")
         modalities = body.get("modalities")
         return Demand(
-            # With two of them, the provider decides; the larger is the safe one.
             limit=max(limits, default=None),
             choices=choices * _prompts(body),
             extra_output=_prediction_tokens(body),
@@ -64,7 +86,17 @@ class OpenAICostEstimator(MeteredEstimator):
             cache_writes="5m",
             service_tier=tier if isinstance(tier, str) else None,
             audio_output=isinstance(modalities, list) and "audio" in modalities,
+            detached=body.get("background") is True,
+            calls=_tool_calls(body, self._options.tool_calls),
+            uncounted_calls=ToolCalls(web_searches=_chat_searches(body)),
+            preview_search=any(kind.startswith("web_search_preview") for kind in _tool_kinds(body)),
         )
+
+    def _with_fees(self, price: ModelPrice, demand: Demand) -> ModelPrice:
+        if not demand.preview_search or "web_search" in self._options.tool_fees or _REASONS.match(price.model or ""):
+            return price
+        fee = max(price.fees.web_search, per_call(PREVIEW_SEARCH))
+        return replace(price, fees=price.fees._replace(web_search=fee))
 
     def _count_input(self, body: Json, model: str, tally: InputTally) -> None:
         found = [name for name in ("messages", "prompt", "input") if body.get(name) not in (None, [])]
@@ -106,6 +138,31 @@ class OpenAICostEstimator(MeteredEstimator):
             output_audio_tokens=reported(of_output, "audio_tokens") or 0,
             service_tier=tier if isinstance(tier, str) else None,
         )
+
+
+def _tool_kinds(body: Json) -> list[str]:
+    tools = body.get("tools")
+    return [str(tool.get("type")) for tool in (tools if isinstance(tools, list) else ()) if isinstance(tool, Mapping)]
+
+
+def _tool_calls(body: Json, usual: int) -> ToolCalls:
+    """Bound the calls of OpenAI's own tools: by `max_tool_calls`, which holds for all of them together."""
+    most = whole_number(body, "max_tool_calls")
+    most = usual if most is None else most
+    kinds = _tool_kinds(body)
+    return ToolCalls(
+        web_searches=max(_chat_searches(body), most if any(kind.startswith("web_search") for kind in kinds) else 0),
+        file_searches=most if "file_search" in kinds else 0,
+        # All calls of one request run in one container.
+        code_sessions=min(most, 1) if "code_interpreter" in kinds or "shell" in kinds else 0,
+    )
+
+
+def _chat_searches(body: Json) -> int:
+    """Return 1 for a chat completion that searches: the models that can, do so once, and say nothing of it."""
+    model = body.get("model")
+    searches = isinstance(body.get("web_search_options"), Mapping)
+    return int(searches or (isinstance(model, str) and "-search-" in model and "messages" in body))
 
 
 def _prompts(body: Json) -> int:
@@ -196,9 +253,10 @@ def _count_fields(item: Mapping[str, object], param: str, model: str, tally: Inp
 
 def _count_image(item: Mapping[str, object], model: str, tally: InputTally) -> None:
     source = item.get("image_url")
-    detail = item.get("detail")
+    # In chat completions the detail stands beside the URL, and one beside that is passed over.
+    of_chat = item.get("type") == "image_url" or isinstance(source, Mapping)
+    detail = nested(item, "image_url").get("detail") if of_chat else item.get("detail")
     if isinstance(source, Mapping):
-        detail = source.get("detail", detail)
         source = source.get("url")
     tally.count(openai_image_tokens(model, detail, size_in_url(source) if isinstance(source, str) else None))
 

@@ -14,7 +14,8 @@ from sark_mw.errors import ConfigurationError
 from sark_mw.money import to_decimal
 from sark_mw.pricing.catalog import Catalog, price_of, rates_from
 from sark_mw.pricing.output_limits import max_output_tokens
-from sark_mw.pricing.rates import Band, ModelPrice, dearest, exact_product
+from sark_mw.pricing.rates import NO_FEES, Band, Fees, ModelPrice, dearest, exact_product
+from sark_mw.pricing.tool_fees import fees_of, own_fees
 
 if TYPE_CHECKING:
     from genai_prices import types as gp
@@ -59,8 +60,11 @@ class PricingOptions:
     `usd_per` gives dollars for one unit of another currency. `on_unknown_model`: `dearest` or `deny`.
     `default_max_output_tokens` is held where neither the request nor the data limits the output; `max_output_tokens_cap` caps
     what is held for a request without a limit. `opaque_tokens` is held for each input whose size is not in the body (a file id,
-    an earlier response). `exact_bytes` of text per request go through the real tokenizer, the rest is estimated.
-    `default_service_tier` is the one that a request without one is served in.
+    an earlier response, what a search finds); None holds the model's whole context window. `tool_calls` is how many calls of a
+    provider's own tools are held for a request that does not bound them, `tool_fees` what a thousand of them cost, in dollars by
+    kind (`web_search`, `file_search`, `code_session`), where the published fees are not to hold. `exact_bytes` of text per
+    request go through the real tokenizer, of the rest samples. `default_service_tier` is the one that a request without one is
+    served in; None where that is the provider's choice, so that the hold is at the dearest that it may choose.
     """
 
     overrides: Sequence[PriceOverride] = ()
@@ -68,9 +72,11 @@ class PricingOptions:
     on_unknown_model: str = "dearest"
     default_max_output_tokens: int = 32_768
     max_output_tokens_cap: int | None = None
-    opaque_tokens: int = 32_768
+    opaque_tokens: int | None = None
     expected_opaque_tokens: int = 4_096
     prior_output_tokens: int = 512
+    tool_calls: int = 16
+    tool_fees: Mapping[str, Decimal] = field(default_factory=dict)
     exact_bytes: int = 65_536
     tokenizer: bool = True
     default_service_tier: str | None = None
@@ -91,6 +97,8 @@ class PriceBook:
         self._catalog = Catalog()
         options = options or PricingOptions()
         self._overrides = [(override, _override_price(override, options.usd_per)) for override in options.overrides]
+        self._fees = options.tool_fees
+        own_fees(NO_FEES, self._fees)
         self._find = lru_cache(maxsize=_CACHED_MODELS)(self._resolve)
         self._dearest = lru_cache(maxsize=256)(self._dearest_of)
 
@@ -104,6 +112,10 @@ class PriceBook:
         return None if price.unknown else price
 
     def _resolve(self, provider: str, model: str, moment: int) -> ModelPrice:
+        price = self._found(provider, model, moment)
+        return replace(price, fees=own_fees(price.fees, self._fees)) if self._fees else price
+
+    def _found(self, provider: str, model: str, moment: int) -> ModelPrice:
         name = model.strip().lower()
         if (own := self._overridden(provider, name)) is not None:
             return own
@@ -142,10 +154,12 @@ class PriceBook:
             if override.provider is not None and override.provider.lower() != provider.lower():
                 continue
             pattern = override.model.lower()
+            seller = override.provider or provider
+            own = replace(price, provider=seller, fees=fees_of(seller))
             if pattern == name:
-                return replace(price, provider=override.provider or provider)
+                return own
             if pattern.endswith("*") and name.startswith(pattern[:-1]) and len(pattern) > best_length:
-                best, best_length = replace(price, provider=override.provider or provider, model=name), len(pattern)
+                best, best_length = replace(own, model=name), len(pattern)
         return best
 
     def _dearest_of(self, provider: str, moment: int) -> ModelPrice:
@@ -160,6 +174,7 @@ class PriceBook:
             model="",
             bands=(Band(above=-1, rates=rates),),
             request_yoctos=max(price.request_yoctos for price in prices),
+            fees=Fees(*map(max, zip(*(price.fees for price in prices), strict=True))),
             unknown=True,
         )
 

@@ -58,6 +58,25 @@ def dearest(rates: Iterable[Rates]) -> Rates:
     return Rates(*map(max, zip(*rates, strict=True)))
 
 
+class Fees(NamedTuple):
+    """What one call of a provider's own tools costs beside its tokens, in yocto-dollars."""
+
+    web_search: int = 0
+    file_search: int = 0
+    code_session: int = 0
+
+    def cost(self, usage: Usage) -> int:
+        """Sum up the fees of a usage, in yocto-dollars."""
+        return (
+            usage.web_searches * self.web_search
+            + usage.file_searches * self.file_search
+            + usage.code_sessions * self.code_session
+        )
+
+
+NO_FEES = Fees()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Band:
     """Rates of requests with more than `above` input tokens: a long-context price holds for the whole request."""
@@ -79,6 +98,7 @@ class ModelPrice:
     bands: tuple[Band, ...]
     tiers: Mapping[str, tuple[Band, ...]] = field(default_factory=dict)
     request_yoctos: int = 0
+    fees: Fees = NO_FEES
     context_window: int | None = None
     max_output_tokens: int | None = None
     has_output: bool = True
@@ -108,7 +128,8 @@ class ModelPrice:
     def cost(self, usage: Usage, service_tier: str | None = None) -> int:
         """Price a usage in nanos; the usage's own service tier, where it names one, is the one that was served."""
         rates = self.rates(usage.input_tokens, usage.service_tier or service_tier)
-        return nanos_up(self.request_yoctos + input_yoctos(rates, usage) + output_yoctos(rates, usage))
+        tokens = input_yoctos(rates, usage) + output_yoctos(rates, usage)
+        return nanos_up(self.request_yoctos + self.fees.cost(usage) + tokens)
 
 
 def input_yoctos(rates: Rates, usage: Usage) -> int:

@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from sark_mw.errors import InvalidRequestError
 from sark_mw.pricing.prices import PricingOptions
 from sark_mw.pricing.tokens import TextCounter, TokenCount
+from sark_mw.pricing.tool_fees import NO_CALLS, ToolCalls
 
 #: Content nests at most this deep in any API; deeper is an attack on the stack.
 MAX_DEPTH = 16
 #: From here on, one call per message would take milliseconds.
 _MANY = 1_000
+_PLAIN = {"role", "content"}
+#: The largest that any model has, for those of which it is not known.
+_LARGEST_WINDOW = 1_050_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +35,13 @@ class Demand:
     service_tier: str | None = None
     audio_output: bool = False
     no_output: bool = False
+    #: It goes on when its response has ended, which then says nothing of what it used.
+    detached: bool = False
+    #: Calls of the provider's own tools: how many there may be, and how many there are at least that the response does not count.
+    calls: ToolCalls = NO_CALLS
+    uncounted_calls: ToolCalls = NO_CALLS
+    #: The older search tool is among the tools.
+    preview_search: bool = False
 
 
 class InputTally:
@@ -55,10 +66,10 @@ class InputTally:
         """Return (index, message) of those left to count: of very many, those that are plain text are counted at once."""
         if len(messages) <= _MANY:
             return enumerate(messages)
-        plain = [text for message in messages if len(message) == 2 and isinstance(text := message.get("content"), str)]
+        plain = [text for message in messages if _is_plain(message) and isinstance(text := message["content"], str)]
         self._texts.add("\n".join(plain))
         self.add(len(plain) * per_message)
-        return [(i, m) for i, m in enumerate(messages) if len(m) != 2 or not isinstance(m.get("content"), str)]
+        return [(i, m) for i, m in enumerate(messages) if not _is_plain(m)]
 
     def data(self, value: object, param: str) -> None:
         """Count something structured (tools, schemas, tool calls) as the JSON that it is."""
@@ -88,12 +99,17 @@ class InputTally:
 
     def total(self, context_window: int | None) -> TokenCount:
         """Sum up all but audio; what is unknown counts up to the model's context window."""
-        unknown = self.opaque * self._options.opaque_tokens
-        if context_window is not None:
-            unknown = min(unknown, context_window)
-        ceiling = self._ceiling + self._texts.ceiling + unknown
-        expected = self._expected + self._texts.expected + min(unknown, self.opaque * self._options.expected_opaque_tokens)
+        window = _LARGEST_WINDOW if context_window is None else context_window
+        each = self._options.opaque_tokens
+        unknown = 0 if not self.opaque else window if each is None else min(self.opaque * each, window)
+        texts = self._texts.total()
+        ceiling = self._ceiling + texts.ceiling + unknown
+        expected = self._expected + texts.expected + min(unknown, self.opaque * self._options.expected_opaque_tokens)
         return TokenCount(ceiling, min(ceiling, expected))
+
+
+def _is_plain(message: dict[str, object]) -> bool:
+    return message.keys() == _PLAIN and isinstance(message["content"], str) and isinstance(message["role"], str)
 
 
 def objects(value: object, param: str) -> list[dict[str, object]]:

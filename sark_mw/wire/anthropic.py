@@ -186,6 +186,7 @@ def anthropic_usage(usage: dict[str, Any], model: object = None) -> Usage | None
         cache_write_5m_tokens=written - hour,
         cache_write_1h_tokens=hour,
         output_tokens=output,
+        web_searches=count(mapping(usage.get("server_tool_use")).get("web_search_requests")) or 0,
         reasoning_tokens=part(mapping(usage.get("output_tokens_details")).get("thinking_tokens"), output),
         model=name_or_none(model),
         service_tier=name_or_none(usage.get("service_tier")),

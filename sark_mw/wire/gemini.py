@@ -125,6 +125,7 @@ class GeminiReader:
     """Reads responses, events, and the array that a stream without `alt=sse` is."""
 
     def __init__(self) -> None:
+        self._searches = 0
         self.usage: Usage | None = None
         self.text = SeenText()
         self.failed = False
@@ -147,6 +148,8 @@ class GeminiReader:
             self.started = True
         finished = False
         for candidate in objects(chunk.get("candidates")):
+            queries = mapping(candidate.get("groundingMetadata")).get("webSearchQueries")
+            self._searches = max(self._searches, len(queries) if isinstance(queries, list) else 0)
             finished = finished or bool(candidate.get("finishReason"))
             for piece in objects(mapping(candidate.get("content")).get("parts")):
                 self.text.add(*_texts(piece))
@@ -155,6 +158,8 @@ class GeminiReader:
             self.usage = replace(usage, complete=finished)
         elif finished and self.usage is not None:
             self.usage = replace(self.usage, complete=True)
+        if self.usage is not None and self._searches > self.usage.web_searches:
+            self.usage = replace(self.usage, web_searches=self._searches)
 
 
 def _texts(piece: dict[str, Any]) -> Iterator[object]:

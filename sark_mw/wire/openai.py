@@ -21,6 +21,7 @@ from sark_mw.wire.body import (
     objects,
     parse,
     part,
+    plain_path,
     read_object,
     with_member,
 )
@@ -35,7 +36,10 @@ _PATH = re.compile(
     r"(?P<plain>completions|responses|embeddings))",
     re.DOTALL,
 )
-_DEPLOYMENT = re.compile(r"/(?:deployments|engines)/([^/]+)/", re.IGNORECASE)
+_DEPLOYMENT = re.compile(
+    r".*/(?:deployments|engines)/([^/]+)/(?:extensions/)?(?:chat/completions|completions|responses|embeddings)",
+    re.DOTALL | re.IGNORECASE,
+)
 _OPERATIONS = {
     "chat/completions": Operation.CHAT,
     "completions": Operation.COMPLETIONS,
@@ -74,7 +78,7 @@ class OpenAIWire:
         return _OPERATIONS[match["chat"] or match["plain"]]
 
     def read(self, operation: Operation, path: str, headers: Headers, body: bytes) -> Call:
-        """Read a request; the model is Azure's deployment where the body names none."""
+        """Read a request; the model is Azure's deployment where the path names one, whatever the body says."""
         parsed = read_object(headers, body)
         name, kinds, required = _INPUTS[operation]
         check_kind(parsed, name, kinds, required)
@@ -86,13 +90,13 @@ class OpenAIWire:
         stream = operation != Operation.EMBEDDINGS and check_flag(parsed, "stream")
         inject = stream and self._inject_usage and operation in (Operation.CHAT, Operation.COMPLETIONS)
         inject = inject and not check_flag(mapping(parsed.get("stream_options")), "include_usage")
-        model = parsed.get("model")
-        if model is None and (deployment := _DEPLOYMENT.search(path)):
-            model = deployment[1]
+        model = check_model(parsed.get("model"))
+        if deployment := _DEPLOYMENT.fullmatch(plain_path(path)):
+            model = check_model(deployment[1])
         return Call(
             wire=self.name,
             operation=operation,
-            model=check_model(model),
+            model=model,
             stream=stream,
             body=parsed,
             usage_injected=inject,
@@ -202,10 +206,16 @@ def _message_texts(message: dict[str, Any]) -> Iterator[object]:
         yield from (function.get("name"), function.get("arguments"))
 
 
+def _is_search(item: dict[str, Any]) -> bool:
+    # Opening a page that was found, or looking for something in it, is free.
+    return item.get("type") == "web_search_call" and mapping(item.get("action")).get("type", "search") == "search"
+
+
 def openai_usage(body: dict[str, Any], needs_output: bool = True) -> Usage | None:
     """Read the `usage` of a response or chunk; None where it is missing or its totals are unreadable.
 
-    The input includes cached and cache-writing tokens, the output includes reasoning and rejected predictions.
+    The input includes cached and cache-writing tokens, the output includes reasoning and rejected predictions. Calls of OpenAI's
+    own tools are not in the usage, but among the items of the response.
     """
     usage = mapping(body.get("usage"))
     given = count(usage.get("prompt_tokens", usage.get("input_tokens")))
@@ -215,6 +225,7 @@ def openai_usage(body: dict[str, Any], needs_output: bool = True) -> Usage | Non
         return None
     reads = mapping(usage.get("prompt_tokens_details", usage.get("input_tokens_details")))
     makes = mapping(usage.get("completion_tokens_details", usage.get("output_tokens_details")))
+    items = list(objects(body.get("output")))
     cached = part(reads.get("cached_tokens", usage.get("prompt_cache_hit_tokens")), given)
     written = part(reads.get("cache_write_tokens"), given - cached)
     long_lived = part(mapping(reads.get("cache_write_tokens_details")).get("ttl_12h_tokens"), written)
@@ -227,6 +238,9 @@ def openai_usage(body: dict[str, Any], needs_output: bool = True) -> Usage | Non
         output_tokens=output,
         reasoning_tokens=part(makes.get("reasoning_tokens"), output),
         output_audio_tokens=part(makes.get("audio_tokens"), output),
+        web_searches=sum(_is_search(item) for item in items),
+        file_searches=sum(item.get("type") == "file_search_call" for item in items),
+        code_sessions=len({str(item.get("container_id")) for item in items if item.get("type") == "code_interpreter_call"}),
         model=name_or_none(body.get("model")),
         service_tier=name_or_none(body.get("service_tier")),
     )

@@ -32,7 +32,7 @@ def png(width: int, height: int) -> str:
 def test_a_chat_request_is_priced_by_hand(openai: OpenAICostEstimator) -> None:
     if tokenizer("o200k_base") is None:
         pytest.skip("the tokenizer extra is not installed")
-    found = estimate(openai, {**CHAT, "max_tokens": 100})
+    found = estimate(openai, {**CHAT, "max_tokens": 100, "service_tier": "default"})
     # 2 tokens of text, 4 for the message, 3 for the primed answer; $2.50 and $10 per million.
     assert (found.input_tokens, found.max_output_tokens) == (9, 100)
     assert found.ceiling_nanos == 9 * 2500 + 100 * 10_000
@@ -42,7 +42,9 @@ def test_a_chat_request_is_priced_by_hand(openai: OpenAICostEstimator) -> None:
 async def test_the_breakdown_is_as_promised(openai: OpenAICostEstimator) -> None:
     if tokenizer("o200k_base") is None:
         pytest.skip("the tokenizer extra is not installed")
-    cost = await openai.estimate_cost(InvocationRequest("c", "p", {**CHAT, "max_tokens": 100}), {"model": "gpt-4o"})
+    cost = await openai.estimate_cost(
+        InvocationRequest("c", "p", {**CHAT, "max_tokens": 100, "service_tier": "flex"}), {"model": "gpt-4o"}
+    )
     assert cost.estimated_cost == Decimal("0.0010225")
     assert cost.breakdown == {
         "input_tokens": 9,
@@ -55,10 +57,41 @@ async def test_the_breakdown_is_as_promised(openai: OpenAICostEstimator) -> None
     assert (cost.provider, cost.model, cost.currency) == ("openai", "gpt-4o", "USD")
 
 
-@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "max_output_tokens"])
-def test_each_spelling_of_the_output_limit_is_read_and_multiplied_by_the_choices(openai: OpenAICostEstimator, name: str) -> None:
-    found = estimate(openai, {**CHAT, name: 50.0, "n": 3})
-    assert (found.max_output_tokens, found.choices) == (150, 3)
+LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+ENDPOINTS: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
+    "chat": (CHAT, LIMITS[:2]),
+    "completions": ({"prompt": "hello"}, LIMITS[:1]),
+    "responses": ({"input": "hello"}, LIMITS[2:]),
+}
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_each_endpoint_has_its_own_output_limits_and_passes_over_the_others(
+    openai: OpenAICostEstimator, endpoint: str, named: bool
+) -> None:
+    body, own = ENDPOINTS[endpoint]
+    metadata = {"endpoint": endpoint} if named else {}
+    for name in LIMITS:
+        found = estimate(openai, {**body, name: 50.0, "n": 3}, **metadata)
+        assert (found.max_output_tokens, found.choices) == (150 if name in own else 3 * 16_384, 3)
+        assert found.output_limited is (name in own)
+    every = {name: 10 * (place + 1) for place, name in enumerate(LIMITS)}
+    assert estimate(openai, {**body, **every}, **metadata).max_output_tokens == max(every[name] for name in own)
+
+
+@pytest.mark.parametrize("nothing", [0, None, 0.0])
+def test_a_limit_of_nothing_is_no_limit(openai: OpenAICostEstimator, nothing: object) -> None:
+    for body, own in ENDPOINTS.values():
+        found = estimate(openai, {**body, **dict.fromkeys(own, nothing)})
+        assert (found.max_output_tokens, found.output_limited) == (16_384, False)
+    assert estimate(openai, {**CHAT, "max_tokens": 0, "max_completion_tokens": 7}).max_output_tokens == 7
+
+
+def test_a_body_that_also_looks_like_another_endpoints_is_read_as_its_own(openai: OpenAICostEstimator) -> None:
+    body = {"messages": CHAT["messages"], "input": "x", "max_output_tokens": 1, "max_tokens": 100}
+    assert estimate(openai, body, endpoint="chat").max_output_tokens == 100
+    assert estimate(openai, body, endpoint="responses").max_output_tokens == 1
 
 
 def test_completions_multiply_by_prompts_and_by_best_of(openai: OpenAICostEstimator) -> None:
@@ -165,11 +198,18 @@ def test_rejected_predictions_may_come_on_top_of_the_output(openai: OpenAICostEs
     assert estimate(openai, body).max_output_tokens == 16
 
 
-@pytest.mark.parametrize(("tier", "factor"), [(None, 1), ("default", 1), ("flex", 1), ("auto", 2), ("priority", 2), ("odd", 1)])
+@pytest.mark.parametrize(("tier", "factor"), [(None, 2), ("default", 1), ("flex", 1), ("auto", 2), ("priority", 2), ("odd", 1)])
 def test_the_ceiling_takes_the_dearest_tier_that_may_serve(openai: OpenAICostEstimator, tier: str | None, factor: int) -> None:
     body = {**CHAT, "max_tokens": 100}
-    standard = estimate(openai, body, "gpt-5").ceiling_nanos
+    standard = estimate(openai, {**body, "service_tier": "default"}, "gpt-5").ceiling_nanos
     assert estimate(openai, {**body, "service_tier": tier}, "gpt-5").ceiling_nanos == standard * factor
+
+
+def test_a_project_whose_tier_is_known_is_held_in_that(book: PriceBook) -> None:
+    body = {**CHAT, "max_tokens": 100}
+    costs = [estimate(with_options(book, default_service_tier=tier), body, "gpt-5") for tier in (None, "default", "priority")]
+    assert costs[0].ceiling_nanos == 2 * costs[1].ceiling_nanos == costs[2].ceiling_nanos
+    assert costs[0].expected_nanos == costs[1].expected_nanos == costs[2].expected_nanos // 2
 
 
 def test_flex_is_expected_at_half_the_price_and_charged_so(openai: OpenAICostEstimator) -> None:
@@ -181,7 +221,8 @@ def test_flex_is_expected_at_half_the_price_and_charged_so(openai: OpenAICostEst
 
 
 def test_a_ceiling_across_the_long_context_price_is_at_the_higher_one(openai: OpenAICostEstimator) -> None:
-    found = estimate(openai, {"input": [[1] * 272_001], "max_output_tokens": 1}, "gpt-5.4")
+    body = {"input": [[1] * 272_001], "max_output_tokens": 1, "service_tier": "default"}
+    found = estimate(openai, body, "gpt-5.4")
     assert found.ceiling_nanos == found.input_tokens * 5000 + 22_500
 
 
