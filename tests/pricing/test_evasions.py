@@ -7,6 +7,7 @@ from decimal import Decimal
 
 import pytest
 
+from sark_mw.assembly import make_estimators
 from sark_mw.errors import ConfigurationError
 from sark_mw.pricing.anthropic import AnthropicCostEstimator
 from sark_mw.pricing.base import Estimate, InvocationRequest, InvocationResult
@@ -15,6 +16,7 @@ from sark_mw.pricing.metered import MeteredEstimator
 from sark_mw.pricing.openai import OpenAICostEstimator
 from sark_mw.pricing.prices import PriceBook, PriceOverride, PricingOptions
 from sark_mw.pricing.tokens import TextCounter, tokenizer
+from sark_mw.settings import PricingSettings
 from sark_mw.usage import Usage
 from tests.pricing.conftest import NOW
 
@@ -224,3 +226,15 @@ def test_slices_are_not_taken_twice_from_the_same_places() -> None:
         counter.add(text)
         counted.add(counter.ceiling)
     assert len(counted) > 1
+
+
+def test_the_settings_reach_the_estimators() -> None:
+    told = PricingSettings(opaque_tokens=7, default_service_tier="default", tool_calls=3, web_search_usd_per_thousand=Decimal(20))
+    openai, silent = (make_estimators(settings)["openai"] for settings in (told, PricingSettings()))
+    body: dict[str, object] = {"input": "x", "max_output_tokens": 1, "tools": [{"type": "web_search"}]}
+    assert isinstance(openai, MeteredEstimator) and isinstance(silent, MeteredEstimator)
+    assert (
+        estimate(openai, body, "gpt-4o").ceiling_nanos
+        < 3 * 20_000_000 + 1_000_000
+        < estimate(silent, body, "gpt-4o").ceiling_nanos
+    )
