@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from sark_mw.enforcement.ending import end_tasks
 from sark_mw.enforcement.journal import Journal
 from sark_mw.enforcement.tables import ServerClock
 from sark_mw.errors import StoreDataLostError, StoreError, StoreUnavailableError
@@ -161,6 +162,5 @@ class Settler:
         for task, settle in left:
             task.cancel()
             await self._write_down(settle, "shutdown")
-        if left:
-            await asyncio.wait([task for task, _ in left])
+        await end_tasks(task for task, _ in left)
         return len(left)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from sark_mw.enforcement.admission import Admission
 from sark_mw.enforcement.drift import Drift
+from sark_mw.enforcement.ending import end_tasks
 from sark_mw.enforcement.journal import Journal
 from sark_mw.enforcement.leases import LeasePool
 from sark_mw.enforcement.recovery import Recovery
@@ -84,10 +85,7 @@ class Upkeep:
 
     async def aclose(self) -> None:
         """Stop all of it."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await end_tasks(self._tasks)
         self._tasks = []
 
     async def _repeat(self, one: Callable[[], Awaitable[object]], every_s: float) -> None:
