@@ -12,8 +12,8 @@ _ASK_AGAIN_S = 0.5
 async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel tasks and wait until they have ended.
 
-    `asyncio.wait_for` of Python 3.11, which redis-py sends with, swallows a cancellation that comes together with its answer: such
-    a task goes on as if nothing had been asked, so it is asked again.
+    `asyncio.wait_for` of Python 3.11, which redis-py sends with, swallows a cancellation that comes together with its answer:
+    such a task goes on as if nothing had been asked, so it is asked again.
     """
     running = {task for task in tasks if not task.done()}
     while running:
