@@ -216,9 +216,13 @@ class PricingSettings(_Section):
     tool_calls: int = Field(
         16, ge=0, description="Calls of a provider's own tools (searches) held for a request that does not bound them."
     )
-    web_search_usd_per_thousand: Decimal | None = Field(None, ge=0, description="Fee for searches of the web, in place of the published one.")
+    web_search_usd_per_thousand: Decimal | None = Field(
+        None, ge=0, description="Fee for searches of the web, in place of the published one."
+    )
     file_search_usd_per_thousand: Decimal | None = Field(None, ge=0, description="Fee for searches of stored files, likewise.")
-    code_session_usd_per_thousand: Decimal | None = Field(None, ge=0, description="Fee for containers of the code interpreter, likewise.")
+    code_session_usd_per_thousand: Decimal | None = Field(
+        None, ge=0, description="Fee for containers of the code interpreter, likewise."
+    )
     models: tuple[ModelPriceSettings, ...] = ()
 
 
