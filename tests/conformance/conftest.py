@@ -28,12 +28,6 @@ MOVING = (*STILL, pytest.param("faketime", marks=pytest.mark.faketime))
 ALL = (*STILL, *(pytest.param(kind, marks=getattr(pytest.mark, kind)) for kind in ("redis", "redis62", "cluster")))
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Name the marks of the kinds that need no server."""
-    config.addinivalue_line("markers", "memory: the executable specification")
-    config.addinivalue_line("markers", "fakeredis: the Lua scripts on fakeredis, in process")
-
-
 @pytest.fixture(params=ALL)
 async def books(request: pytest.FixtureRequest) -> AsyncIterator[Books]:
     """A store of every kind; its time passes by itself on real servers, so tests let it pass in milliseconds only."""
