@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sark_mw.errors import ConfigurationError
+from sark_mw.sark import Sark
 from sark_mw.settings import Settings, as_settings
 
 Write = Callable[[str | bytes], Path]
@@ -100,3 +101,26 @@ def test_settings_cannot_be_changed_afterwards() -> None:
     settings = Settings()
     with pytest.raises(ValueError, match="frozen"):
         settings.store.shards = 3  # type: ignore[misc]
+
+
+def test_a_complaint_begins_with_the_place_and_says_nothing_of_pydantic(write: Write) -> None:
+    path = write('[[limits]]\nscope = "team:ml"\namount = 1\nwindow = "fortnight"\n')
+    with pytest.raises(ConfigurationError) as raised:
+        Settings.load(path)
+    assert str(raised.value).startswith(f"{path}: limits[0]: unknown window 'fortnight'")
+    with pytest.raises(ConfigurationError) as raised:
+        Settings.load(write('[[routes]]\npath = "/x"\nfree = true\nignore = true\n'))
+    assert str(raised.value).endswith("routes.0: a route has one of price_usd, free, ignore and estimator")
+
+
+def test_a_mapping_of_sections_is_accepted_as_settings() -> None:
+    assert as_settings({"store": {"shards": 4}}) == Settings(store={"shards": 4})
+    with pytest.raises(ConfigurationError, match=r"^settings: store\.shards"):
+        as_settings({"store": {"shards": 0}})
+
+
+async def test_what_cannot_be_settings_is_told_what_can() -> None:
+    for wrong in (42, b"sark.toml", ["sark.toml"]):
+        with pytest.raises(ConfigurationError, match="path of a TOML file, or None"):
+            async with Sark.open(wrong):  # type: ignore[arg-type]
+                pass

@@ -9,7 +9,7 @@ from sark_mw.settings import Settings
 
 _HEAD = """# Configuration
 
-Made from `sark_mw/settings.py` by `sark-mw config --markdown`; do not edit.
+Made from `sark_mw/settings_sections.py` by `sark-mw config --markdown`; do not edit.
 
 Every setting can stand in `sark.toml`, in the environment, or in code (`Settings(...)`); the environment wins. In the
 environment a setting is `SARK_`, its table, two underscores, its name: `SARK_STORE__URL`. Lists are JSON there. Unknown keys are

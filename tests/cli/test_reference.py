@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from sark_mw.commands.markdown import settings_reference
+from sark_mw.limit import Mode, Unit
 from sark_mw.settings import Settings
 from tests.cli.running import printed, sark
 
@@ -62,6 +63,22 @@ def test_the_reference_names_every_setting() -> None:
         table, _, key = name.rpartition(".")
         section = re.split(rf"(?m)^## `\[+{re.escape(table)}\]+`$", text)[1].split("\n## ")[0]
         assert f"| `{key}` |" in section, name
+
+
+def test_no_field_of_any_section_lacks_a_description() -> None:
+    schema = Settings.model_json_schema()
+    sections = {name: model for name, model in schema["$defs"].items() if "properties" in model}
+    assert {"LimitSettings", "ModelPriceSettings", "PluginSettings", "ServeSettings"} <= sections.keys()
+    lacking = [
+        f"{n}.{key}" for n, m in sections.items() for key, field in m["properties"].items() if not field.get("description")
+    ]
+    assert lacking == [] and all(model.get("description") for model in sections.values())
+
+
+def test_the_reference_tells_what_a_limit_may_be() -> None:
+    section = settings_reference().split("## `[[limits]]`")[1]
+    for allowed in (*Unit, *Mode, "minute", "hour", "day", "week", "month", "total", "rolling:<seconds>"):
+        assert f"`{allowed}`" in section, allowed
 
 
 def test_the_reference_shows_no_default_of_a_secret() -> None:
