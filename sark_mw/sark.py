@@ -15,6 +15,7 @@ from sark_mw.assembly import (
     make_store,
 )
 from sark_mw.direct import DirectReservation, GivenEstimate, Money
+from sark_mw.enforcement.admission import Admission
 from sark_mw.enforcement.budgets import StoreBudgets
 from sark_mw.enforcement.drift import Drift
 from sark_mw.enforcement.journal import Journal
@@ -23,13 +24,14 @@ from sark_mw.enforcement.leases import LeasePool
 from sark_mw.enforcement.limits import LimitRegistry
 from sark_mw.enforcement.rebook import Rebooker
 from sark_mw.enforcement.recovery import Recovery
+from sark_mw.enforcement.refuse import outcome_of, reason_of
 from sark_mw.enforcement.rehold import Rehold
 from sark_mw.enforcement.settler import Settler
 from sark_mw.enforcement.tables import LimitTables, ServerClock
 from sark_mw.enforcement.upkeep import Upkeep, UpkeepOptions
 from sark_mw.enforcer import Enforcer, EnforcerOptions, Invocation
 from sark_mw.errors import ConfigurationError, RefusedError, SarkError
-from sark_mw.instrumentation.base import Instrumentation
+from sark_mw.instrumentation.base import Instrumentation, RequestFinished, RequestOutcome
 from sark_mw.ledger import Flusher
 from sark_mw.ledger.base import Ledger
 from sark_mw.money import to_nanos
@@ -140,6 +142,7 @@ class Sark:
             metadata=metadata,
         )
         admission = await self.enforcer.admit(invocation)
+        self._tell(invocation, admission)
         if isinstance(admission, Refusal):
             raise RefusedError(admission.message, admission.kind, admission)
         reservation = DirectReservation(admission, estimator)
@@ -148,6 +151,22 @@ class Sark:
         finally:
             if not reservation.resolved:
                 reservation.release()
+
+    def _tell(self, invocation: Invocation, answer: Admission | Refusal) -> None:
+        refusal = answer if isinstance(answer, Refusal) else None
+        self.instrumentation.request_finished(
+            RequestFinished(
+                outcome=outcome_of(refusal) if refusal else RequestOutcome.ADMITTED,
+                wire="direct",
+                operation=invocation.request.capability_id,
+                provider=invocation.estimator.provider_name,
+                reason=reason_of(refusal) if refusal else "",
+                request_id=invocation.request_id,
+                root=invocation.root,
+                principal_id=invocation.request.principal_id,
+                limit_id=refusal.limit or "" if refusal else "",
+            )
+        )
 
     def _estimator(self, estimate: Money | None, provider: str | None) -> CostEstimator:
         if estimate is not None:

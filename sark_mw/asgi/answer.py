@@ -4,28 +4,7 @@ from __future__ import annotations
 
 from sark_mw.asgi.body import BodyFault
 from sark_mw.asgi.types import Scope, Send
-from sark_mw.instrumentation.base import RequestOutcome
 from sark_mw.wire.base import Refusal, RefusalKind, Response
-
-_OUTCOME = {
-    RefusalKind.BUDGET: RequestOutcome.REFUSED_BUDGET,
-    RefusalKind.RATE_LIMIT: RequestOutcome.REFUSED_RATE,
-    RefusalKind.CONCURRENCY: RequestOutcome.REFUSED_RATE,
-    RefusalKind.POLICY: RequestOutcome.REFUSED_POLICY,
-    RefusalKind.UNAVAILABLE: RequestOutcome.UNAVAILABLE,
-}
-
-
-def outcome_of(refusal: Refusal) -> RequestOutcome:
-    """Name the outcome of a refused request."""
-    return _OUTCOME.get(refusal.kind, RequestOutcome.INVALID)
-
-
-def reason_of(refusal: Refusal) -> str:
-    """Name what refused, from a small set: a unit, a plugin, or the fault."""
-    if refusal.kind is RefusalKind.POLICY:
-        return refusal.plugin or ""
-    return refusal.unit or refusal.reason or refusal.kind.value
 
 
 def refuse_body(fault: BodyFault, max_bytes: int, request_id: str) -> Refusal:

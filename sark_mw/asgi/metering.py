@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from sark_mw.asgi.answer import outcome_of, reason_of, refuse_body, send_response
+from sark_mw.asgi.answer import refuse_body, send_response
 from sark_mw.asgi.body import BodyFault, discard_body, forwarded_headers, read_body
 from sark_mw.asgi.booking import ask_estimator
 from sark_mw.asgi.exchange import Exchange, ExchangeOptions
@@ -18,6 +18,7 @@ from sark_mw.asgi.principal import Principal, PrincipalResolver, Unnamed
 from sark_mw.asgi.routes import MAX_PATH_CHARS, Route
 from sark_mw.asgi.types import App, Message, Receive, Scope, Send
 from sark_mw.enforcement.admission import Admission, Spent
+from sark_mw.enforcement.refuse import outcome_of, reason_of
 from sark_mw.enforcer import Invocation
 from sark_mw.errors import InvalidRequestError, LedgerUnavailableError, StoreError
 from sark_mw.instrumentation.base import RequestFinished, RequestOutcome

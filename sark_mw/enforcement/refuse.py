@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from decimal import Decimal
 
+from sark_mw.instrumentation.base import RequestOutcome
 from sark_mw.limit import Unit
 from sark_mw.money import from_nanos
 from sark_mw.policy.base import PolicyDecision
@@ -14,6 +15,27 @@ from sark_mw.wire.base import Refusal, RefusalKind
 
 #: What never opens, or is less than this request alone needs: any wait is in vain.
 _NEVER_S = 31_536_000.0
+
+
+_OUTCOME = {
+    RefusalKind.BUDGET: RequestOutcome.REFUSED_BUDGET,
+    RefusalKind.RATE_LIMIT: RequestOutcome.REFUSED_RATE,
+    RefusalKind.CONCURRENCY: RequestOutcome.REFUSED_RATE,
+    RefusalKind.POLICY: RequestOutcome.REFUSED_POLICY,
+    RefusalKind.UNAVAILABLE: RequestOutcome.UNAVAILABLE,
+}
+
+
+def outcome_of(refusal: Refusal) -> RequestOutcome:
+    """Name the outcome of a refused request."""
+    return _OUTCOME.get(refusal.kind, RequestOutcome.INVALID)
+
+
+def reason_of(refusal: Refusal) -> str:
+    """Name what refused, from a small set: a unit, a plugin, or the fault."""
+    if refusal.kind is RefusalKind.POLICY:
+        return refusal.plugin or ""
+    return refusal.unit or refusal.reason or refusal.kind.value
 
 
 def refuse_limit(reply: ReserveReply, needs: Sequence[Need], estimate: Estimate, request_id: str, budget_status: int) -> Refusal:

@@ -12,7 +12,7 @@ from openai.types import CompletionUsage
 
 from sark_mw.enforcement.admission import Spent
 from sark_mw.errors import ConfigurationError, CostEstimationError, RefusedError, StoreUnavailableError
-from sark_mw.instrumentation.base import NullInstrumentation
+from sark_mw.instrumentation.base import NullInstrumentation, RequestFinished
 from sark_mw.limit import DEFAULT_ROOT
 from sark_mw.pricing.base import CostEstimate
 from sark_mw.reservation import Outcome
@@ -87,6 +87,27 @@ async def test_closing_settles_what_is_in_flight_and_empties_the_outbox(valkey_s
     async with Sark.open(settings_for(valkey_server.url, tmp_path, ledger={"flush": False})) as after:
         assert await after.store.backlog() == 0
         await assert_balanced(after, 20 * CENT)
+
+
+class Told(NullInstrumentation):
+    """Remember how requests ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[tuple[str, str]] = []
+
+    def request_finished(self, event: RequestFinished) -> None:
+        self.ends.append((event.outcome, event.reason))
+
+
+async def test_requests_without_http_are_told_like_any_other(valkey_server: RedisHandle, tmp_path: Path) -> None:
+    told = Told()
+    async with Sark.open(settings_for(valkey_server.url, tmp_path), instrumentation=told) as sark:
+        async with sark.reserve(principal="user:a", scopes=[TEAM], estimate=Decimal("0.01")):
+            pass
+        with pytest.raises(RefusedError):
+            async with sark.reserve(principal="user:a", scopes=[TEAM], estimate=Decimal("1000")):
+                raise AssertionError("it must not get here")
+    assert told.ends == [("admitted", ""), ("refused_budget", "usd")]
 
 
 async def test_a_cost_in_another_currency_is_not_charged_as_dollars(sark: Sark) -> None:
