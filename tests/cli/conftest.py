@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,17 @@ from tests.servers.fixtures import RunProcess
 
 
 @pytest.fixture
-def stage(run_process: RunProcess, free_port: Callable[[], int], tmp_path: Path) -> Stage:
+def stage(run_process: RunProcess, free_port: Callable[[], int], tmp_path: Path) -> Iterator[Stage]:
     """A fake provider that answers at once, run by the command line."""
-    return make_stage(run_process, free_port, tmp_path)
+    with contextlib.closing(make_stage(run_process, free_port, tmp_path)) as stage:
+        yield stage
 
 
 @pytest.fixture
-def slow_stage(run_process: RunProcess, free_port: Callable[[], int], tmp_path: Path) -> Stage:
+def slow_stage(run_process: RunProcess, free_port: Callable[[], int], tmp_path: Path) -> Iterator[Stage]:
     """A fake provider whose streams take a second or more."""
-    return make_stage(run_process, free_port, tmp_path, "--chunk", "0.2")
+    with contextlib.closing(make_stage(run_process, free_port, tmp_path, "--chunk", "0.2")) as stage:
+        yield stage
 
 
 def make_stage(run: RunProcess, free_port: Callable[[], int], directory: Path, *words: str) -> Stage:

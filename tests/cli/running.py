@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -57,6 +58,7 @@ class Stage:
     directory: Path
     provider_url: str
     config: Path = field(init=False)
+    gateways: list[ServerProcess] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.config = self.directory / "sark.toml"
@@ -89,7 +91,13 @@ class Stage:
             ready=lambda: answers(url + "/readyz"),
             environment={**SECRET, **environment},
         )
+        self.gateways.append(process)
         return process, url
+
+    def close(self) -> None:
+        """Ask the gateways to go: the last one takes the embedded store along, which outlives those that are killed."""
+        for process in self.gateways:
+            process.end(signal.SIGTERM)
 
     def report(self, *words: str) -> Any:
         """What the ledger says, by the command line."""

@@ -65,6 +65,8 @@ def entry(number: int, **changes: Any) -> LedgerEntry:
         (("limits", "set", "nonsense", "10"), "kind:name"),
         (("report", "--since", "yesterday"), "2026-11-01"),
         (("report", "--timezone", "Mars/Olympus"), "Mars/Olympus"),
+        (("report",), "does not outlive it: there is nothing to report from"),
+        (("migrate",), "does not outlive it: there is nothing to migrate"),
         (("doctor", "--model", "x", "--provider", "nobody"), "no estimator for provider"),
     ],
 )
@@ -83,6 +85,12 @@ def test_a_shared_store_with_a_ledger_in_memory_is_refused_for_several_workers(t
     done = sark("serve", "-c", config, "--upstream", "http://127.0.0.1:9", "--workers", "2")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "one process's ledger" in done.stderr
+
+
+def test_a_shared_store_is_never_flushed_into_the_memory_of_a_command(tmp_path: Path) -> None:
+    done = sark("flush", "--once", "-c", settings_file(tmp_path, store="redis://127.0.0.1:1", ledger="sqlite:///:memory:"))
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "is lost when this process ends" in done.stderr
 
 
 def test_a_store_that_is_away_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
@@ -148,7 +156,8 @@ def test_limits_are_set_listed_and_dropped_in_the_running_store(tmp_path: Path, 
         ("team:ml/usd/day@Europe/Berlin", "50"),
         ("user:*/requests/rolling:60", "100"),
     ]
-    assert sark("limits", "drop", "user:*/requests/rolling:60", "-c", config).returncode == 0
+    dropped = sark("limits", "drop", "user:*/requests/rolling:60", "-c", config)
+    assert dropped.stdout == "dropped user:*/requests/rolling:60, which was 100 requests (enforce)\n"
     table = sark("limits", "list", "-c", config).stdout
     assert "team:ml" in table and "user:*" not in table
     unknown = sark("limits", "drop", "user:*/requests/rolling:60", "-c", config)

@@ -93,6 +93,10 @@ def test_the_example_file_loads_as_it_is_and_with_every_setting_in_force(tmp_pat
     assert Settings.load(full).principal.keys[0].principal == "user:alice"
 
 
+def test_what_is_spent_with_the_example_file_outlives_the_gateway() -> None:
+    assert Settings.load(EXAMPLE).ledger.lasts
+
+
 def test_the_example_file_names_every_setting_and_no_other() -> None:
     schema = Settings.model_json_schema()
     assert written(tomllib.loads(uncommented())) == names(schema, schema)

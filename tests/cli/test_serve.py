@@ -103,7 +103,24 @@ async def test_two_workers_share_one_budget_and_exactly_what_it_pays_for_passes(
     assert (statuses.count(200), statuses.count(402)) == (25, 55)
     assert requests_by_outcome(url) == {"admitted": 25, "refused_budget": 55}, "one page speaks for all workers"
     process.end(signal.SIGTERM)
+    assert process.output.count("http.metered_only is off") == 1, "workers do not repeat what their parent has said"
     assert stage.report()["usd"] == "0.25"
+
+
+@pytest.mark.parametrize(("ledger", "warnings"), [("sqlite:///:memory:", 1), (None, 0)])
+def test_a_ledger_in_memory_is_warned_of_once_at_start(stage: Stage, ledger: str | None, warnings: int) -> None:
+    stage.settings(store="memory://", ledger=ledger)
+    process, _ = stage.gateway()
+    process.end(signal.SIGTERM)
+    warned = [line for line in process.output.splitlines() if "after a restart every budget is handed out again" in line]
+    assert len(warned) == warnings
+
+
+def test_the_fake_provider_lists_its_models(stage: Stage) -> None:
+    answer = httpx.get(f"{stage.provider_url}/v1/models")
+    assert answer.status_code == 200 and "gpt-4o" in [model["id"] for model in answer.json()["data"]]
+    models = openai.OpenAI(api_key="sk-a", base_url=f"{stage.provider_url}/v1", max_retries=0).models.list()
+    assert [model.id for model in models.data] == [model["id"] for model in answer.json()["data"]]
 
 
 async def test_an_upstream_that_is_away_costs_nothing(stage: Stage) -> None:
