@@ -44,6 +44,8 @@ _PATH = re.compile(
     r"(?P<messages>messages)|(?P<count_tokens>messages/count_tokens))/?"
 )
 _DEPLOYMENT = re.compile(r"/deployments/([^/]+)/")
+#: What it says it has; it answers as any other model too.
+_MODELS = ("gpt-4o", "gpt-4o-mini", "claude-haiku-4-5", "text-embedding-3-small")
 _ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 
@@ -131,6 +133,10 @@ async def _lifespan(receive: Receive, send: Send) -> None:
             return
 
 
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "fake", "type": "model", "display_name": name}
+
+
 class _Exchange:
     """One request and its reply."""
 
@@ -147,6 +153,8 @@ class _Exchange:
     async def run(self) -> None:
         match = _PATH.fullmatch(self._scope["path"])
         raw = await self._read()
+        if self._scope["method"] == "GET" and self._scope["path"].rstrip("/").endswith("/models"):
+            return await self._json({"object": "list", "data": [_model(name) for name in _MODELS]})
         try:
             self._faults = self._provider._faults | _checked(self._headers.get(FAULT_HEADER, "").split(","))
             body = json.loads(raw)

@@ -70,6 +70,11 @@ class LedgerSettings(_Section):
     deadline_ms: int = Field(10_000, ge=100, description="Longest that one statement may take.")
     migrate: bool = Field(True, description="Bring the schema up to date at start.")
 
+    @property
+    def lasts(self) -> bool:
+        """Tell whether it outlives the process that opens it."""
+        return self.url.get_secret_value() != "sqlite:///:memory:"
+
 
 class ReservationSettings(_Section):
     """How long holds live."""

@@ -17,7 +17,7 @@ import typer
 
 from sark_mw.assembly import make_instrumentation, make_ledger, make_prometheus
 from sark_mw.commands.options import Config, Json, say, table
-from sark_mw.commands.parts import opened, store_is_shared
+from sark_mw.commands.parts import opened, require_lasting, store_is_shared
 from sark_mw.enforcement.rebook import Rebooker
 from sark_mw.errors import ConfigurationError, LedgerError
 from sark_mw.instrumentation.metrics_app import metrics_app
@@ -36,6 +36,7 @@ _DRAIN_S = 20.0
 def migrate(config: Config = None) -> None:
     """Bring the ledger's schema up to date; may be run by several processes at once."""
     settings = Settings.load(config)
+    require_lasting(settings, "there is nothing to migrate")
 
     async def run() -> list[str]:
         ledger = make_ledger(settings.ledger)
@@ -60,6 +61,7 @@ def flush(
         raise ConfigurationError(
             "memory:// lives in the gateway's process, which flushes by itself: another one sees nothing of it"
         )
+    require_lasting(settings, "what is flushed into it here is lost when this process ends")
     asyncio.run(_flush(settings, once=once, metrics=(metrics_host, metrics_port)))
 
 
@@ -131,6 +133,7 @@ def report(
     settings = Settings.load(config)
     first, last = _span(since, until, timezone)
     days = _days(first, last, timezone)
+    require_lasting(settings, "there is nothing to report from")
     query = CostFilter(principal_id=principal, scope=scope, model=model, from_ms=days[0][1], until_ms=days[-1][2])
 
     async def run() -> tuple[CostTotal, list[tuple[str, int]]]:

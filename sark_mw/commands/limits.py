@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from sark_mw.commands.options import Config, Json, say, table, warn
-from sark_mw.commands.parts import ledger_lasts, opened, store_is_shared
+from sark_mw.commands.parts import opened, store_is_shared
 from sark_mw.errors import ConfigurationError
 from sark_mw.limit import DEFAULT_ROOT, Limit
 from sark_mw.settings import Settings
@@ -23,7 +23,7 @@ Root = Annotated[str, typer.Option(help="The root whose limits are meant.")]
 def _load(config: object) -> Settings:
     settings = Settings.load(config)  # type: ignore[arg-type]
     if not store_is_shared(settings):
-        if not ledger_lasts(settings):
+        if not settings.ledger.lasts:
             raise ConfigurationError(
                 "with memory:// and sqlite:///:memory: limits live in the gateway's process only: write them into its settings"
             )
@@ -86,14 +86,16 @@ def drop_limit(
     """Remove a limit."""
     settings = _load(config)
 
-    async def write() -> bool:
+    async def write() -> Limit | None:
         async with opened(settings) as parts:
-            known = limit_id in {limit.limit_id for limit in await parts.limits.list(root)}
+            known = {limit.limit_id: limit for limit in await parts.limits.list(root)}
             await parts.limits.drop(root, limit_id)
-            return known
+            return known.get(limit_id)
 
-    if not asyncio.run(write()):
+    dropped = asyncio.run(write())
+    if dropped is None:
         raise ConfigurationError(f"there is no limit {limit_id!r} in root {root!r}")
+    say(f"dropped {dropped.limit_id}, which was {dropped.amount:f} {dropped.unit} ({dropped.mode})")
 
 
 def _as_json(limit: Limit) -> dict[str, object]:

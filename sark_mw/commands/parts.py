@@ -10,12 +10,12 @@ from sark_mw.assembly import make_ledger, make_store
 from sark_mw.enforcement.limits import LimitRegistry
 from sark_mw.enforcement.recovery import Recovery
 from sark_mw.enforcement.tables import LimitTables, ServerClock
+from sark_mw.errors import ConfigurationError
 from sark_mw.ledger.base import Ledger
 from sark_mw.settings import Settings
 from sark_mw.store.redis_store import RedisStore
 
 MEMORY_STORE = "memory:"
-MEMORY_LEDGER = "sqlite:///:memory:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +46,13 @@ async def opened(settings: Settings) -> AsyncIterator[Parts]:
         await ledger.aclose()
 
 
-def ledger_lasts(settings: Settings) -> bool:
-    """Tell whether the ledger outlives this process."""
-    return settings.ledger.url.get_secret_value() != MEMORY_LEDGER
+def require_lasting(settings: Settings, consequence: str) -> None:
+    """Raise `ConfigurationError` where the ledger ends with the gateway's process: there is nothing of it to work on."""
+    if not settings.ledger.lasts:
+        raise ConfigurationError(
+            "sqlite:///:memory: is a ledger in the gateway's own memory and does not outlive it: "
+            f"{consequence}; set ledger.url to sqlite:///sark.db or postgresql://…"
+        )
 
 
 def store_is_shared(settings: Settings) -> bool:

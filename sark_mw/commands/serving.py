@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from sark_mw.commands.options import Config
+from sark_mw.commands.options import Config, warn
 from sark_mw.errors import ConfigurationError
 from sark_mw.settings import Settings, UpstreamSettings, explain
 
@@ -83,7 +84,7 @@ def _require_shared(settings: Settings) -> None:
             "memory:// lives in one process, so each worker would grant the whole budget: "
             "use embedded:///directory or redis://, or --workers 1"
         )
-    if settings.ledger.url.get_secret_value() == "sqlite:///:memory:":
+    if not settings.ledger.lasts:
         raise ConfigurationError(
             "sqlite:///:memory: is one process's ledger: set ledger.url to sqlite:///path or postgresql://…, or use --workers 1"
         )
@@ -98,10 +99,25 @@ def _check(settings: Settings) -> None:
 
 
 def _build(plan: ServePlan) -> object:
-    """Make the gateway in a worker process."""
+    """Make the gateway in a worker process; what there is to warn of, the parent has said."""
     from sark_mw.gateway import build_gateway
 
-    return build_gateway(plan.settings())
+    log = logging.getLogger("sark_mw.gateway")
+    log.disabled = True
+    try:
+        return build_gateway(plan.settings())
+    finally:
+        log.disabled = False
+
+
+def _warn_of_memory(settings: Settings) -> None:
+    if settings.ledger.lasts:
+        return
+    forgets = "every budget is handed out again" if settings.store.url.startswith("memory:") else "no report knows what was spent"
+    warn(
+        f"the ledger is in memory (sqlite:///:memory:): after a restart {forgets}; "
+        "set ledger.url to sqlite:///sark.db or postgresql://…"
+    )
 
 
 def _options(settings: Settings) -> dict[str, Any]:
@@ -126,7 +142,9 @@ def _serve_alone(settings: Settings) -> None:
 
     from sark_mw.gateway import build_gateway
 
-    _run_server(uvicorn.Server(uvicorn.Config(build_gateway(settings), **_options(settings))))
+    gateway = build_gateway(settings)
+    _warn_of_memory(settings)
+    _run_server(uvicorn.Server(uvicorn.Config(gateway, **_options(settings))))
 
 
 def _serve_together(plan: ServePlan, settings: Settings, workers: int) -> None:

@@ -6,17 +6,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from sark_mw.assembly import make_estimators, make_ledger, make_store
-from sark_mw.doctor.checks import Check, Status, fail, unknown
+from sark_mw.doctor.checks import Check, Status, fail, unknown, warn
 from sark_mw.doctor.forecast import Forecast, Question, forecast
 from sark_mw.doctor.ledger_checks import check_drift, check_ledger
 from sark_mw.doctor.local_checks import check_limits, check_settings
+from sark_mw.doctor.start_checks import check_start
 from sark_mw.doctor.store_checks import check_store
+from sark_mw.enforcement.budgets import StoreBudgets
 from sark_mw.enforcement.drift import Drift
 from sark_mw.enforcement.tables import LimitTables, ServerClock
 from sark_mw.errors import CostEstimationError, InvalidRequestError, LedgerError, StoreDataLostError, StoreError
 from sark_mw.instrumentation.base import NullInstrumentation
 from sark_mw.ledger.base import Ledger
 from sark_mw.limit import Limit
+from sark_mw.policy.base import PolicyServices
 from sark_mw.settings import Settings
 from sark_mw.store.redis_store import RedisStore
 
@@ -46,6 +49,7 @@ async def examine(settings: Settings, question: Question | None = None) -> Exami
         store = await make_store(settings.store)
     except StoreError as error:
         found = [fail("store", str(error)), *await _look_at_ledger(ledger, settings), *check_settings(settings)]
+        found += await check_start(settings, make_estimators(settings.pricing), PolicyServices())
         await ledger.aclose()
         return Examination(checks=tuple(found))
     try:
@@ -57,7 +61,7 @@ async def examine(settings: Settings, question: Question | None = None) -> Exami
 
 async def _look_at_ledger(ledger: Ledger, settings: Settings) -> list[Check]:
     try:
-        return await check_ledger(ledger, migrates=settings.ledger.migrate)
+        return await check_ledger(ledger, migrates=settings.ledger.migrate, lasts=settings.ledger.lasts)
     except LedgerError as error:
         return [fail("ledger", str(error), "budgets still hold without it; its entries wait in the outbox")]
 
@@ -69,6 +73,7 @@ class _Round:
         self._settings = settings
         self._store = store
         self._ledger = ledger
+        self._estimators = make_estimators(settings.pricing)
         self._clock = ServerClock()
         self._tables = LimitTables(store, self._clock)
         self._drift = Drift(store, ledger, tables=self._tables, clock=self._clock, instrumentation=NullInstrumentation())
@@ -88,6 +93,8 @@ class _Round:
         limits = await self._limits(saved)
         checks.append(check_limits(self._settings, limits))
         checks += check_settings(self._settings)
+        services = PolicyServices(store=self._store, budgets=StoreBudgets(self._store, self._tables))
+        checks += await check_start(self._settings, self._estimators, services)
         answer = None
         if question is not None:
             wanted = [limit.to_limit() for limit in self._settings.limits]
@@ -96,6 +103,14 @@ class _Round:
                 answer = await self._ask(question, list(known.values()))
             except (StoreError, CostEstimationError, InvalidRequestError) as error:
                 checks.append(fail("forecast", str(error)))
+        if answer is not None and not answer.limits:
+            checks.append(
+                warn(
+                    "forecast",
+                    f"no limit touches a request of {answer.model} by {answer.principal}",
+                    "name one who pays: --principal key:… (`sark-mw hash-key` tells which) or user:…, with --scope for its teams",
+                )
+            )
         return Examination(checks=tuple(checks), forecast=answer)
 
     async def _saved(self) -> list[Limit]:
@@ -120,6 +135,8 @@ class _Round:
         return found
 
     async def _compare(self, saved: Sequence[Limit]) -> Check:
+        if not self._settings.ledger.lasts:
+            return unknown("drift", "the ledger is in the memory of the gateway, so it cannot be compared from here")
         try:
             return await check_drift(self._drift, self._tables, self._roots(saved))
         except StoreDataLostError:
@@ -131,7 +148,7 @@ class _Round:
         return await forecast(
             question,
             settings=self._settings,
-            estimators=make_estimators(self._settings.pricing),
+            estimators=self._estimators,
             store=self._store,
             tables=self._tables,
             clock=self._clock,

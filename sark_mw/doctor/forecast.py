@@ -100,11 +100,10 @@ async def forecast(
     except StoreDataLostError:
         own = [limit for limit in known_limits if limit.root == root]
         balances = [Balance(line=line, spent=0, held=0) for line in lines_for(own, scopes, clock.now_ms())]
-        notes.append("The store has no data here, so nothing is shown as spent (memory:// keeps it in the gateway's process).")
+        memory = " (memory:// keeps it in the gateway's process)" if settings.store.url.startswith("memory:") else ""
+        notes.append(f"The store has no data here, so nothing is shown as spent{memory}.")
     limits = tuple(_limit(balance, needs_of(estimate)) for balance in balances)
     denied = estimate.unknown_model and settings.pricing.on_unknown_model == "deny"
-    if not limits:
-        notes.append("No limit touches it.")
     return Forecast(
         model=question.model,
         provider=estimator.provider_name,

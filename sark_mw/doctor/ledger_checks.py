@@ -13,9 +13,15 @@ from sark_mw.limit import Unit
 from sark_mw.money import from_nanos
 
 
-async def check_ledger(ledger: Ledger, *, migrates: bool) -> list[Check]:
-    """Look at the database; `migrates`: a gateway does that at start. Raises `LedgerError` if it does not answer."""
+async def check_ledger(ledger: Ledger, *, migrates: bool, lasts: bool = True) -> list[Check]:
+    """Look at the database; `migrates`: a gateway does that at start; `lasts`: it outlives the gateway.
+
+    Raises `LedgerError` if it does not answer.
+    """
     facts = await database_facts(ledger)
+    if not lasts:
+        said = f"{facts.name} {facts.version} in memory: a restart forgets what was spent, and no report can be made"
+        return [warn("ledger", said, "set ledger.url to sqlite:///sark.db or postgresql://…")]
     installed, newest = await ledger.schema_version()
     found = [ok("ledger", f"{facts.name} {facts.version} answers")]
     if installed < newest:

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from sark_mw.asgi.middleware import SarkMiddleware
 from sark_mw.doctor import Examination, Question, Status, examine
 from sark_mw.doctor.checks import clock
 from sark_mw.doctor.ledger_checks import database_checks
 from sark_mw.doctor.store_checks import server_checks
+from sark_mw.errors import ConfigurationError
 from sark_mw.ledger.inspect import DatabaseFacts
 from sark_mw.limit import Limit
 from sark_mw.sark import Sark
@@ -206,6 +208,89 @@ async def test_limits_of_the_settings_that_are_not_in_force_yet_are_named(tmp_pa
         pass
     found = await examine(Settings(**{**settings_for(tmp_path, valkey_server.url).model_dump(), "limits": limits}))
     assert by_name(found)["limits"] is Status.WARN and "team:ml/usd/day@UTC" in sentence(found, "limits")
+
+
+async def test_a_ledger_in_memory_is_a_warning_with_a_remedy(tmp_path: Path, valkey_server: RedisHandle) -> None:
+    for store in ("memory://", valkey_server.url):
+        found = await examine(settings_for(tmp_path, store, "sqlite:///:memory:"))
+        assert by_name(found)["ledger"] is Status.WARN and "a restart forgets" in sentence(found, "ledger")
+        remedy = next(check.remedy for check in found.checks if check.name == "ledger")
+        assert "sqlite:///sark.db" in remedy
+        assert "migrations" not in by_name(found), "nobody can migrate it from here"
+
+
+# --- what a gateway could not start with -----------------------------------------------------------------------------
+
+
+def with_lists(directory: Path, **lists: Any) -> Settings:
+    return Settings(**{**settings_for(directory).model_dump(), **lists})
+
+
+async def test_a_plugin_that_does_not_load_fails_with_the_sentence_of_the_start(tmp_path: Path) -> None:
+    settings = with_lists(tmp_path, policy={"plugins": [{"name": "rate_limit"}, {"path": tmp_path / "absent.py"}]})
+    with pytest.raises(ConfigurationError) as raised:
+        async with Sark.open(settings):
+            pass
+    found = await examine(settings)
+    assert (by_name(found)["plugins"], sentence(found, "plugins")) == (Status.FAIL, str(raised.value))
+
+
+_NOTING = """
+from pathlib import Path
+from sark_mw import PolicyDecision, PolicyPlugin
+
+class Noting(PolicyPlugin):
+    name = "noting"
+
+    def __init__(self, told):
+        self._path = Path(told)
+
+    def _tell(self, word):
+        self._path.write_text((self._path.read_text() if self._path.exists() else "") + word)
+
+    async def evaluate(self, context):
+        return PolicyDecision(True, "yes")
+
+    async def on_load(self):
+        self._tell("on")
+
+    async def on_unload(self):
+        self._tell(" off")
+"""
+
+
+async def test_a_plugin_is_loaded_and_unloaded_again(tmp_path: Path) -> None:
+    path, told = tmp_path / "noting.py", tmp_path / "told"
+    path.write_text(_NOTING)
+    found = await examine(with_lists(tmp_path, policy={"plugins": [{"path": path, "options": {"told": str(told)}}]}))
+    assert (sentence(found, "plugins"), told.read_text()) == ("loaded: noting", "on off")
+    path.write_text(path.read_text().replace('self._tell("on")', "1 / 0"))
+    broken = await examine(with_lists(tmp_path, policy={"plugins": [{"path": path, "options": {"told": str(told)}}]}))
+    assert by_name(broken)["plugins"] is Status.FAIL and "ZeroDivisionError" in sentence(broken, "plugins")
+
+
+async def test_an_estimator_that_is_not_there_fails_with_the_sentence_of_the_start(tmp_path: Path) -> None:
+    settings = with_lists(tmp_path, routes=[{"path": "/x", "estimator": "nobody_has_this:estimator"}])
+    with pytest.raises(ConfigurationError) as raised:
+        SarkMiddleware(lambda *_: None, settings)  # type: ignore[arg-type]
+    found = await examine(settings)
+    assert (by_name(found)["routes"], sentence(found, "routes")) == (Status.FAIL, str(raised.value))
+
+
+async def test_a_request_that_no_limit_touches_is_a_warning_that_asks_who_pays(tmp_path: Path) -> None:
+    settings = with_lists(tmp_path, limits=[{"scope": "key:*", "amount": "5"}])
+    found = await examine(settings, Question(model="gpt-4o"))
+    assert by_name(found)["forecast"] is Status.WARN
+    assert "--principal key:" in next(check.remedy for check in found.checks if check.name == "forecast")
+    assert "forecast" not in by_name(await examine(settings, Question(model="gpt-4o", principal="key:abc")))
+
+
+async def test_memory_is_blamed_only_where_the_store_is_in_memory(tmp_path: Path, valkey_server: RedisHandle) -> None:
+    for url, blamed in (("memory://", True), (valkey_server.url, False)):
+        found = (await examine(settings_for(tmp_path, url), Question(model="gpt-4o"))).forecast
+        assert found is not None
+        (note,) = [note for note in found.notes if "nothing is shown as spent" in note]
+        assert ("memory://" in note) is blamed
 
 
 # --- facts that no server here has -----------------------------------------------------------------------------------
