@@ -42,7 +42,7 @@ end
 at = at + 1
 for _ = 1, tonumber(ARGV[at]) do
   local line = { counter = ARGV[at + 1], ends = tonumber(ARGV[at + 3]), rolling = tonumber(ARGV[at + 4]), bucket = tonumber(ARGV[at + 5]) }
-  if line.rolling > 0 then
+  if line.rolling > 0 and ARGV[at + 2] ~= '0' then
     -- The ledger's sum of a window is not spread over its buckets: all of it leaves a window from now.
     redis.call('HSET', key.rolling, line.counter .. ':o', digits(first_bucket(now, line)),
       line.counter .. ':b' .. digits(math.floor(now / line.bucket)), ARGV[at + 2])

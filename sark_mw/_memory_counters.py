@@ -95,6 +95,9 @@ class Counters:
         elif made_ms + line.rolling_ms > now:
             if counter.oldest is None:
                 counter.oldest = _first_bucket(line, now)
+            elif counter.oldest > now // line.bucket_ms:
+                # The clock went back since: what is booked now must not fall before the window.
+                self._roll(counter, line, now)
             bucket = min(made_ms, now) // line.bucket_ms
             if bucket >= counter.oldest:
                 counter.buckets[bucket] = counter.buckets.get(bucket, 0) + amount

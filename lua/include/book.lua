@@ -109,12 +109,17 @@ local function spend(book, line, made, amount)
     if made + line.rolling <= now then
       return
     end
+    local current = math.floor(now / line.bucket)
     local oldest = tonumber(redis.call('HGET', key.rolling, line.counter .. ':o') or '')
     if not oldest then
       oldest = first_bucket(now, line)
       redis.call('HSET', key.rolling, line.counter .. ':o', digits(oldest))
+    elseif oldest > current then
+      -- The clock went back since: what is booked now must not fall before the window.
+      evict(book, line)
+      oldest = first_bucket(now, line)
     end
-    local bucket = math.min(math.floor(made / line.bucket), math.floor(now / line.bucket))
+    local bucket = math.min(math.floor(made / line.bucket), current)
     if bucket < oldest then
       return
     end
