@@ -124,6 +124,19 @@ async def test_a_rolling_window_survives_a_clock_that_was_far_ahead(moving_books
     assert await books.count("user:al", "requests") == (0, 0)
 
 
+async def test_what_is_settled_after_the_clock_went_back_counts_in_a_rolling_window(moving_books: Books) -> None:
+    books = moving_books
+    await books.limit(cap("user:al", "tokens", 1000, "rolling:60"))
+    await books.reserve("r1", "user:al", tokens=100)
+    await books.reserve("r2", "user:al", tokens=100)
+    await books.settle("r1", tokens=30)
+    books.clock.step(-20 * MINUTE_MS)
+    await books.settle("r2", tokens=40)
+    assert await books.count("user:al", "tokens") == (70, 0)
+    await books.clock.advance(2 * MINUTE_MS)
+    assert await books.count("user:al", "tokens") == (0, 0)
+
+
 @pytest.mark.parametrize("seconds", [1, 7, 60, 3600])
 async def test_a_rolling_window_never_forgets_early_and_never_late_by_more_than_a_bucket(
     still_books: Books, seconds: int
