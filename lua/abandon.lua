@@ -11,6 +11,7 @@
 -- KEYS[9] done_before hash
 -- KEYS[10] outbox stream
 -- KEYS[11] limits hash
+-- KEYS[12] grants hash
 -- ARGV[1] epoch: the one to give up
 -- Returns {code, now_ms, epoch}
 --   code ok: nothing is decided here until the shard is restored; what was held or booked counts no more, the outbox stays

@@ -11,6 +11,7 @@
 -- KEYS[9] done_before hash
 -- KEYS[10] outbox stream
 -- KEYS[11] limits hash
+-- KEYS[12] grants hash
 -- ARGV[1] retention_ms
 -- ARGV[2] shard
 -- ARGV[3] n_items, and per item: id lease_ms
@@ -18,7 +19,7 @@
 --   code ok: answers are extended, settled, released, expired, forgotten
 --   code no_epoch: the data is gone or was never begun; nothing changed
 
--- @include keys clock numbers tombstone record book outbox sweep
+-- @include keys clock numbers outbox tombstone record grants thresholds book sweep
 
 local key = name_keys(KEYS)
 local now = now_ms()
@@ -43,7 +44,7 @@ for n, id in ipairs(ids) do
   end
 end
 -- After the items: a lease renewed before the sweep lives on.
-local book = open_book(key, now, tonumber(ARGV[1]))
+local book = open_book(key, now, tonumber(ARGV[1]), ARGV[2], meta[1])
 local swept = sweep_holds(book, ARGV[2], meta[1], SWEEP_MAX)
 close_book(book)
 return { 'ok', now, meta[1], swept, answers }

@@ -11,6 +11,7 @@
 -- KEYS[9] done_before hash
 -- KEYS[10] outbox stream
 -- KEYS[11] limits hash
+-- KEYS[12] grants hash
 -- ARGV[1] prefix: the root and "|"
 -- Returns {code, now_ms, epoch, version, {json, ...}}
 --   code ok

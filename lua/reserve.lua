@@ -11,36 +11,38 @@
 -- KEYS[9] done_before hash
 -- KEYS[10] outbox stream
 -- KEYS[11] limits hash
+-- KEYS[12] grants hash
 -- ARGV[1] epoch
 -- ARGV[2] version
 -- ARGV[3] retention_ms
 -- ARGV[4] shard
 -- ARGV[5] n_lines, then per line: counter unit amount starts_ms ends_ms kind
--- then n_items, and per item: id root lease_ms made_ms needs lines tail
+-- then n_items, and per item: id root lease_ms made_ms needs lines tail key
 --   made_ms: 0, or that of a hold whose data was lost: held again whatever the limits say, less what its parts booked
 --   needs: words unit:held:expected:0; lines: indices of the lines above; tail: the lines and the entry as a record ends
--- Returns {code, now_ms, epoch, version, swept, {spent of each line before the group}, {held}, {answer per item}}
---   code ok: answers are
+--   key: empty, or "<key> <fingerprint>": while another reservation with this key is held or settled, none is made
+-- Returns {code, now_ms, epoch, version, swept, {spent of each line before the group}, {held}, {answer per item}, {amount}}
+--   code ok: amounts in effect of the lines, none where they are as they came; answers are
 --     held, booked, repeated <held <made_ms>|settled|released|expired>, wrong_period, exceeds_limit <line> ...,
---     each with " shadow <line> ..." where shadow lines exceeded
+--     each with " shadow <line> ..." where shadow lines exceeded; in_flight <id>, already_done <id>, key_reused
 --   code no_epoch: the data is gone or was never begun; nothing changed
 --   code stale_limits: epoch or version differ from the caller's; nothing changed but the sweep
 
--- @include keys clock numbers tombstone record book lines outbox sweep
+-- @include keys clock numbers outbox tombstone record lines grants thresholds book sweep
 
 local key = name_keys(KEYS)
 local now = now_ms()
-local meta = redis.call('HMGET', key.meta, 'epoch', 'version', 'done_since_ms')
+local meta = redis.call('HMGET', key.meta, 'epoch', 'version', 'done_since_ms', 'grants')
 if not meta[1] then
-  return { 'no_epoch', now, '', '0', 0, {}, {}, {} }
+  return { 'no_epoch', now, '', '0', 0, {}, {}, {}, {} }
 end
 local retention = tonumber(ARGV[3])
 rotate_tombstones(key, now, meta[3], retention)
-local book = open_book(key, now, retention)
+local book = open_book(key, now, retention, ARGV[4], meta[1])
 local swept = sweep_holds(book, ARGV[4], meta[1], SWEEP_MAX)
 if meta[1] ~= ARGV[1] or meta[2] ~= ARGV[2] then
   close_book(book)
-  return { 'stale_limits', now, meta[1], meta[2], swept, {}, {}, {} }
+  return { 'stale_limits', now, meta[1], meta[2], swept, {}, {}, {}, {} }
 end
 
 local lines, at = parse_lines(ARGV, 6, tonumber(ARGV[5]))
@@ -51,15 +53,22 @@ close_book(book)
 for _, line in ipairs(lines) do
   line.row = book.rows[line.counter]
 end
+local amounts = {}
+if apply_grants(book, lines, meta[4], true) then
+  for n, line in ipairs(lines) do
+    amounts[n] = digits(line.amount)
+  end
+end
 local spent_before, held_before = texts_of(book, lines)
 
 local n_items = tonumber(ARGV[at])
 local items, ids = {}, {}
 for n = 1, n_items do
-  local i = at + 1 + (n - 1) * 7
+  local i = at + 1 + (n - 1) * 8
   items[n] = {
     id = ARGV[i], root = ARGV[i + 1], lease = tonumber(ARGV[i + 2]), made = tonumber(ARGV[i + 3]),
     needs = ARGV[i + 4], lines = ARGV[i + 5], tail = ARGV[i + 6],
+    key = ARGV[i + 7],
   }
   ids[n] = ARGV[i]
 end
@@ -95,7 +104,7 @@ local function exceeded_by(set, need)
       local total = row.spent + (row.held + row.add_spent + row.add_held + amount)
       if total > MAX_COUNTER or (line.enforce and line.amount >= 0 and total > line.amount) then
         refusing = (refusing or '') .. ' ' .. set.index[n]
-      elseif line.amount >= 0 and total > line.amount then
+      elseif line.amount >= 0 and total > line.amount and not line.soft then
         shadow = (shadow or ' shadow') .. ' ' .. set.index[n]
       end
     end
@@ -157,6 +166,33 @@ local function admit(item, set, need)
   return 'booked'
 end
 
+-- Whether another reservation with this idempotency key stands in the way; else the key names this one if it is made.
+local fresh_keys = {}
+local function same_key(item)
+  if item.key == '' then
+    return nil
+  end
+  local name, fingerprint = string.match(item.key, '^(%S+) (%S+)$')
+  item.key_field, item.fingerprint = 'key ' .. name, fingerprint
+  local seen = fresh_keys[item.key_field] or read_tombstones(key, { item.key_field })[1]
+  if not seen then
+    return nil
+  end
+  local before, id = string.match(seen, '^(%S+) (%S+)$')
+  if id == item.id then
+    return nil
+  elseif before ~= fingerprint then
+    return 'key_reused'
+  elseif fresh[id] or redis.call('HEXISTS', key.holds, id) == 1 then
+    return fresh[id] == 'settled' and 'already_done ' .. id or 'in_flight ' .. id
+  end
+  local resolution = string.match(read_tombstones(key, { id })[1] or '', '^%S+')
+  if resolution == 'settled' then
+    return 'already_done ' .. id
+  end
+  return resolution == 'held' and 'in_flight ' .. id or nil
+end
+
 local function decide(n, item)
   if fresh[item.id] then
     return 'repeated ' .. fresh[item.id]
@@ -173,6 +209,10 @@ local function decide(n, item)
     end
     item.stone = stone
   end
+  local other = same_key(item)
+  if other then
+    return other
+  end
   local set = set_of(item.lines)
   if item.made == 0 and not set.in_period then
     return 'wrong_period'
@@ -187,6 +227,10 @@ local function decide(n, item)
   end
   local answer = admit(item, set, need)
   fresh[item.id] = answer == 'held' and 'held ' .. digits(now) or 'settled'
+  if item.key ~= '' then
+    fresh_keys[item.key_field] = item.fingerprint .. ' ' .. item.id
+    redis.call('HSET', key.done, item.key_field, fresh_keys[item.key_field])
+  end
   return answer .. shadow
 end
 
@@ -200,4 +244,4 @@ if #new_holds > 0 then
   redis.call('HSET', key.holds, unpack(new_holds))
   redis.call('ZADD', key.leases, unpack(new_leases))
 end
-return { 'ok', now, meta[1], meta[2], swept, spent_before, held_before, answers }
+return { 'ok', now, meta[1], meta[2], swept, spent_before, held_before, answers, amounts }

@@ -11,10 +11,11 @@
 -- KEYS[9] done_before hash
 -- KEYS[10] outbox stream
 -- KEYS[11] limits hash
+-- KEYS[12] grants hash
 -- ARGV[1] retention_ms
 -- ARGV[2] shard
 -- ARGV[3] n_items, and per item: id root part kind made_ms amounts lines line_texts estimated entry
---   kind: settle, partial or release; line_texts: the lines as a record has them
+--   kind: settle, partial or release (of part 0 by hand: what its holder settles later is still booked); line_texts: the lines as a record has them
 --   amounts: words unit:amount, all that the reservation has cost so far (so that a part that overtakes another loses
 --   nothing); a release without amounts leaves what is known; after a word "+" what it cost more (or less), for an entry
 --   of data that was lost
@@ -24,7 +25,7 @@
 --     each with " late" for a correction or a booking without a hold, " over unit:amount ..." for what went above the hold
 --   code no_epoch: the data is gone or was never begun; nothing changed
 
--- @include keys clock numbers tombstone record book outbox sweep
+-- @include keys clock numbers outbox tombstone record grants thresholds book sweep
 
 local key = name_keys(KEYS)
 local now = now_ms()
@@ -38,7 +39,7 @@ end
 rotate_tombstones(key, now, meta[2], retention)
 
 local ENDED = { settle = 'settled', release = 'released' }
-local book = open_book(key, now, retention)
+local book = open_book(key, now, retention, shard, epoch)
 local n_items = tonumber(ARGV[3])
 local items, ids = {}, {}
 for n = 1, n_items do
@@ -148,8 +149,8 @@ local function resolve_hold(item, record)
     redis.call('ZREM', key.leases, item.id)
     live[item.id] = nil
     bury(item, {
-      resolution = ENDED[item.kind], last_part = item.part, entries = record.entries + 1, made = record.made,
-      known = stated, estimated = {}, tail = record.line_texts,
+      resolution = ENDED[item.kind], last_part = math.max(item.part, record.last_part), entries = record.entries + 1,
+      made = record.made, known = stated, estimated = {}, tail = record.line_texts,
     })
   else
     local text = format_head(record.made, item.part, record.entries + 1, record.root, record.units) .. record.tail
@@ -197,7 +198,8 @@ end
 local function resolve(item)
   if live[item.id] then
     local record = parse_record(live[item.id])
-    if item.part <= record.last_part then
+    local by_hand = item.kind == 'release' and item.part == 0
+    if item.part <= record.last_part and not by_hand then
       return 'repeated held'
     end
     return resolve_hold(item, record)

@@ -11,6 +11,7 @@
 -- KEYS[9] done_before hash
 -- KEYS[10] outbox stream
 -- KEYS[11] limits hash
+-- KEYS[12] grants hash
 -- ARGV[1] retention_ms
 -- ARGV[2] shard
 -- ARGV[3] most
@@ -18,7 +19,7 @@
 --   code ok
 --   code no_epoch: the data is gone or was never begun; nothing changed
 
--- @include keys clock numbers tombstone record book outbox sweep
+-- @include keys clock numbers outbox tombstone record grants thresholds book sweep
 
 local key = name_keys(KEYS)
 local now = now_ms()
@@ -28,7 +29,7 @@ if not meta[1] then
   return { 'no_epoch', now, 0, 0 }
 end
 rotate_tombstones(key, now, meta[2], retention)
-local book = open_book(key, now, retention)
+local book = open_book(key, now, retention, ARGV[2], meta[1])
 local swept = sweep_holds(book, ARGV[2], meta[1], most)
 close_book(book)
 
@@ -45,7 +46,10 @@ if now >= drop_after then
   old = redis.call('ZRANGEBYSCORE', key.periods, '-inf', '(' .. digits(now), 'LIMIT', '0', digits(most))
 end
 for _, counter in ipairs(old) do
-  if redis.call('HEXISTS', key.held, counter) == 1 then
+  if string.match(counter, '|carry$') or string.match(counter, '|override$') then
+    redis.call('HDEL', key.grants, counter)
+    redis.call('ZREM', key.periods, counter)
+  elseif redis.call('HEXISTS', key.held, counter) == 1 then
     redis.call('ZADD', key.periods, digits(now + retention), counter)
   else
     local oldest = tonumber(redis.call('HGET', key.rolling, counter .. ':o') or '')
@@ -56,6 +60,7 @@ for _, counter in ipairs(old) do
       end
       redis.call('HDEL', key.rolling, unpack(fields))
     end
+    drop_grants(key, counter, now, ARGV[2], meta[1])
     redis.call('HDEL', key.spent, counter)
     redis.call('ZREM', key.periods, counter)
     dropped = dropped + 1

@@ -46,6 +46,28 @@ class Counters:
         self._by_name: dict[str, Counter] = {}
         self._keep_until: dict[str, int] = {}
         self._rolling: set[str] = set()
+        #: Counters with thresholds whose spent sum has changed since somebody looked, by the line that changed them first.
+        self._watched: dict[str, Line] = {}
+
+    def take_watched(self) -> list[tuple[Line, int]]:
+        """Return the lines with thresholds whose counters have changed, and what is spent on them."""
+        watched, self._watched = self._watched, {}
+        return [(line, self._by_name[name].spent) for name, line in watched.items() if name in self._by_name]
+
+    def amounts(self, name: str) -> tuple[int, int]:
+        """Return (spent, held) of a counter as it was last written."""
+        counter = self._by_name.get(name)
+        return (counter.spent, counter.held) if counter else (0, 0)
+
+    def spent(self) -> dict[str, int]:
+        """Return what every counter has spent."""
+        return {name: counter.spent for name, counter in self._by_name.items()}
+
+    def add(self, name: str, change: int) -> None:
+        """Add to what a counter has spent, whatever its limit."""
+        counter = self._by_name.setdefault(name, Counter())
+        counter.spent += change
+        counter.excess += max(change, 0)
 
     def read(self, line: Line, now: int) -> tuple[int, int]:
         """Return (spent, held) of a line, after taking off what left its rolling window."""
@@ -76,12 +98,14 @@ class Counters:
             counter = self._counter(line, now) if again else self._grant(line, now)
             counter.held += need
             counter.excess += need if again else 0
+            if line.idle_ms:
+                self._keep(line, now)
 
-    def book_at_once(self, line: Line, need: int, now: int) -> None:
-        """Spend a need that was found not to exceed."""
+    def book_at_once(self, line: Line, need: int, now: int, asked: Line) -> None:
+        """Spend a need that was found not to exceed; `asked` is the line without what changes its amount."""
         if need > 0:
             self._grant(line, now)
-            self.book(line, need, freed=0, made_ms=now, now=now)
+            self.book(asked, need, freed=0, made_ms=now, now=now)
 
     def book(self, line: Line, amount: int, *, freed: int, made_ms: int, now: int) -> None:
         """Add to what a line has spent, in the period or bucket of `made_ms`, and free what was held for it."""
@@ -102,6 +126,10 @@ class Counters:
             if bucket >= counter.oldest:
                 counter.buckets[bucket] = counter.buckets.get(bucket, 0) + amount
                 counter.spent += amount
+        if amount and line.thresholds:
+            self._watched.setdefault(line.counter, line)
+        if line.idle_ms:
+            self._keep(line, now)
         counter.excess += max(counter.spent + counter.held - before, 0)
 
     def book_late(self, line: Line, amount: int, *, made_ms: int, now: int) -> None:
@@ -114,21 +142,27 @@ class Counters:
         self.book(line, spent, freed=0, made_ms=now, now=now)
         self._keep(line, now)
 
-    def drop_old(self, now: int) -> list[str]:
-        """Forget the counters whose time to be kept is over, and name them; those that still hold something are kept on."""
+    def due(self, now: int, also: Mapping[str, int]) -> list[str]:
+        """Name the counters whose time to be kept is over, the oldest first; those that still hold something are kept on.
+
+        `also` are counters that were never spent on, and until when those are kept.
+        """
+        for name, until in also.items():
+            self._keep_until.setdefault(name, until)
         # After a jump of the clock nothing is dropped for a while: if the jump was wrong, today's counters must still be there.
         if self._looked_ms is not None and now - self._looked_ms > self._retention_ms:
             self._drop_after_ms = now + self._retention_ms
         self._looked_ms = now
         due = [name for name, until in self._keep_until.items() if until < now and now >= self._drop_after_ms]
         held = {name for name in due if name in self._by_name and self._by_name[name].held > 0}
-        for name in due:
-            if name in held:
-                self._keep_until[name] = now + self._retention_ms
-            else:
-                self._by_name.pop(name, None)
-                del self._keep_until[name]
-        return [name for name in due if name not in held]
+        for name in held:
+            self._keep_until[name] = now + self._retention_ms
+        return sorted((name for name in due if name not in held), key=self._keep_until.__getitem__)
+
+    def drop(self, name: str) -> None:
+        """Forget a counter."""
+        self._by_name.pop(name, None)
+        self._keep_until.pop(name, None)
 
     def check(self, held: Mapping[str, int], entries: Mapping[str, int]) -> None:
         """Raise AssertionError unless every counter is sound, holds what live holds say and has spent what entries say."""
@@ -170,6 +204,8 @@ class Counters:
     def _keep(self, line: Line, now: int) -> None:
         if line.rolling_ms:
             self._keep_until[line.counter] = now + line.rolling_ms + self._retention_ms
+        elif line.idle_ms:
+            self._keep_until[line.counter] = now + line.idle_ms
         elif line.ends_ms:
             self._keep_until[line.counter] = line.ends_ms + self._retention_ms
 

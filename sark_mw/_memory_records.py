@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sark_mw.reservation import Line, Outcome
-from sark_mw.store.base import RestoredReservation
+from sark_mw.store.base import LiveHold, RestoredReservation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +44,23 @@ class Hold:
     known: dict[str, int]
     last_part: int = 0
     entries: int = 0
+
+    def listed(self, name: str, now: int) -> LiveHold:
+        """Describe it as it stands."""
+        return LiveHold(
+            reservation_id=name,
+            root=self.root,
+            made_ms=self.made_ms,
+            ends_ms=self.lease_ends_ms,
+            at_ms=now,
+            last_part=self.last_part,
+            entries=self.entries,
+            held=dict(self.remaining),
+            expected=dict(self.expected),
+            known=dict(self.known),
+            counters=tuple(line.counter for line in self.lines),
+            entry_json=self.entry,
+        )
 
     def ended(self, resolution: Outcome, estimated: Mapping[str, int] | None = None) -> Tombstone:
         """Say what is to be remembered when it ends."""

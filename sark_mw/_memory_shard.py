@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from sark_mw._memory_counters import Counters
+from sark_mw._memory_grants import Grants, event_json
 from sark_mw._memory_records import Hold, Tombstone, remembered
 from sark_mw.limit import Limit
 from sark_mw.reservation import (
@@ -22,7 +23,7 @@ from sark_mw.reservation import (
     Settle,
     SettleReply,
 )
-from sark_mw.store.base import OutboxEntry, RestoredCounter, RestoredReservation
+from sark_mw.store.base import Grant, LiveHold, OutboxEntry, RestoredCounter, RestoredReservation
 
 _ENDED = {Resolution.SETTLE: Outcome.SETTLED, Resolution.RELEASE: Outcome.RELEASED}
 
@@ -39,6 +40,10 @@ class Shard:
         self._publish = publish
         self._limits: dict[tuple[str, str], Limit] = {}
         self._counters = Counters(retention_ms)
+        self._grants = Grants(self._counters.amounts, self._event, retention_ms)
+        self._now = 0
+        self._keys: dict[str, tuple[str, str]] = {}
+        self._keys_before: dict[str, tuple[str, str]] = {}
         self._holds: dict[str, Hold] = {}
         self._done: dict[str, Tombstone] = {}
         self._done_before: dict[str, Tombstone] = {}
@@ -46,6 +51,7 @@ class Shard:
         # Kept for `check` alone: this epoch's ledger, and its sum for each counter.
         self._ledger: list[OutboxEntry] = []
         self._ledger_sums: Sums[str] = Sums()
+        self._events = 0
 
     def reserve(self, request: Reserve, now: int) -> ReserveReply:
         """Hold every need on every line, or nothing."""
@@ -53,14 +59,16 @@ class Shard:
         self.sweep(now)
         if (request.epoch, request.version) != (self.epoch, self.version):
             return ReserveReply(reservation_id=request.reservation_id, outcome=Outcome.STALE_LIMITS, at_ms=now)
-        known = self._known(request, now)
-        reply = known if known else self._decide(request, now)
-        return replace(reply, balances=self._balances(request.lines, now))
+        lines = self._grants.in_effect(request.lines, now, write=True)
+        reply = self._known(request, now) or self._same_key(request, now) or self._decide(request, lines, now)
+        self._fire(now)
+        return replace(reply, balances=self._balances(lines, now))
 
     def settle(self, request: Settle, now: int) -> SettleReply:
         """Book a reservation or a part of it, or release it; before the sweep, so that it wins over its expiry."""
         self._rotate(now)
         reply = self._resolve(request, now)
+        self._fire(now)
         self.sweep(now)
         return reply
 
@@ -80,7 +88,7 @@ class Shard:
         """Read counters, without holds whose lease ended."""
         self._rotate(now)
         self.sweep(now)
-        return self._balances(lines, now)
+        return self._balances(self._grants.in_effect(lines, now, write=False), now)
 
     def sweep(self, now: int) -> int:
         """Expire every hold whose lease ended: it is booked at max(known, expected), flagged as estimated."""
@@ -109,28 +117,57 @@ class Shard:
                 entry=hold.entry,
             )
             self._append(entry, hold.entries, extra, now)
+        self._fire(now)
         return len(dead)
 
     def clean_up(self, now: int) -> int:
         """Sweep, and forget the counters of periods that ended longer than the retention ago."""
         self._rotate(now)
         swept = self.sweep(now)
-        for counter in self._counters.drop_old(now):
+        for counter in self._counters.due(now, self._grants.due):
+            self._grants.drop(counter)
+            self._counters.drop(counter)
             del self._ledger_sums[counter]
         return swept
+
+    def adjust(self, grant: Grant) -> None:
+        """Set a sum of top-ups or an override."""
+        self._grants.adjust(grant)
+
+    def repair(self, epoch: str, seq: int, counter: str, change: int) -> Outcome:
+        """Add to a counter what it differs from the ledger by, once for each time that was measured."""
+        if epoch != self.epoch or not self._grants.repair(counter, seq, self.seq):
+            return Outcome.STALE
+        self._counters.add(counter, change)
+        self._ledger_sums[counter] += change
+        return Outcome.REPAIRED
+
+    def holds(self, root: str, most: int, now: int) -> list[LiveHold]:
+        """List live reservations by the end of their lease."""
+        live = sorted((hold.lease_ends_ms, name) for name, hold in self._holds.items() if root in ("", hold.root))
+        return [self._holds[name].listed(name, now) for _, name in live[:most]]
+
+    def counters(self, root: str) -> list[tuple[str, int]]:
+        """List the counters of a root and what they have spent."""
+        return [(name, spent) for name, spent in self._counters.spent().items() if name.startswith(f"{root}|")]
 
     def limits(self, root: str) -> tuple[Limit, ...]:
         """List the limits of a root by id."""
         return tuple(limit for (owner, _), limit in sorted(self._limits.items()) if owner == root)
 
-    def set_limits(self, root: str, put: Sequence[Limit], drop: Sequence[str], now: int) -> None:
-        """Add or replace limits, then drop some; a new one counts from the next millisecond on."""
+    def set_limits(
+        self, root: str, put: Sequence[Limit], drop: Sequence[str], now: int, expected: tuple[str, int] | None = None
+    ) -> bool:
+        """Add or replace limits, then drop some; a new one counts from the next millisecond on. False: not as `expected`."""
+        if expected is not None and expected != (self.epoch, self.version):
+            return False
         for limit in put:
             known = self._limits.get((root, limit.limit_id))
             self._limits[root, limit.limit_id] = replace(limit, root=root, since_ms=known.since_ms if known else now + 1)
         for limit_id in drop:
             self._limits.pop((root, limit_id), None)
         self.version += 1
+        return True
 
     def restore(
         self,
@@ -140,13 +177,16 @@ class Shard:
         resolved: Sequence[RestoredReservation],
         now: int,
         epoch: str = "",
+        grants: Sequence[tuple[str, str]] = (),
     ) -> None:
         """Begin anew from what the ledger knows, unless somebody else did."""
         if self.epoch:
             return
         self._limits = {(limit.root, limit.limit_id): limit for limit in limits}
         self._counters = Counters(self._retention_ms)
-        self._holds = {}
+        self._grants = Grants(self._counters.amounts, self._event, self._retention_ms)
+        self._grants.restore(grants)
+        self._holds, self._keys, self._keys_before = {}, {}, {}
         self._ledger, self._ledger_sums = [], Sums()
         for counter in counters:
             self._counters.restore(counter.line, counter.spent, now)
@@ -187,7 +227,23 @@ class Shard:
             return replace(reply, outcome=Outcome.BOOKED if at_once else stone.resolution)
         return None
 
-    def _decide(self, request: Reserve, now: int) -> ReserveReply:
+    def _same_key(self, request: Reserve, now: int) -> ReserveReply | None:
+        """Tell of another reservation with the same idempotency key that is held or settled."""
+        seen = self._keys.get(request.key) or self._keys_before.get(request.key)
+        if not request.key or seen is None or seen[1] == request.reservation_id:
+            return None
+        fingerprint, name = seen
+        reply = ReserveReply(reservation_id=name, outcome=Outcome.IN_FLIGHT, at_ms=now)
+        stone = self._tombstone(name)
+        if fingerprint != request.fingerprint:
+            return replace(reply, reservation_id=request.reservation_id, outcome=Outcome.KEY_REUSED)
+        if name in self._holds or (stone and stone.resolution == Outcome.HELD):
+            return reply
+        if stone and stone.resolution == Outcome.SETTLED:
+            return replace(reply, outcome=Outcome.ALREADY_DONE)
+        return None
+
+    def _decide(self, request: Reserve, lines: Sequence[Line], now: int) -> ReserveReply:
         """Hold or book, unless a period is wrong or a limit exceeded; a hold that was lost is held again whatever they say."""
         reply = ReserveReply(reservation_id=request.reservation_id, outcome=Outcome.WRONG_PERIOD, at_ms=now)
         again = request.made_ms > 0
@@ -197,20 +253,23 @@ class Shard:
         known = dict(stone.known) if stone else {}
         need = {need.unit: max(need.held - known.get(need.unit, 0), 0) for need in request.needs}
         refusing, shadow = [], []
-        for index, line in enumerate(request.lines):
+        for index, line in enumerate(lines):
             amount = need.get(line.unit, 0)
-            exceeds = self._counters.exceeds(line, amount, now)
+            exceeds = self._counters.exceeds(line, amount, now) and not line.soft
             if self._counters.overflows(line, amount, now) or (exceeds and line.enforce):
                 refusing.append(index)
             elif exceeds:
                 shadow.append(index)
         if refusing and not again:
             return replace(reply, outcome=Outcome.EXCEEDS_LIMIT, exceeded=tuple(refusing), shadowed=tuple(shadow))
-        outcome = self._hold(request, need, now) if request.lease_ms > 0 else self._book_at_once(request, need, now)
+        if request.key:
+            self._keys[request.key] = (request.fingerprint, request.reservation_id)
+        taken = self._hold if request.lease_ms > 0 else self._book_at_once
+        outcome = taken(request, lines, need, now)
         return replace(reply, outcome=outcome, made_ms=request.made_ms or now, shadowed=tuple(shadow))
 
-    def _hold(self, request: Reserve, need: Mapping[str, int], now: int) -> Outcome:
-        for line in request.lines:
+    def _hold(self, request: Reserve, lines: Sequence[Line], need: Mapping[str, int], now: int) -> Outcome:
+        for line in lines:
             self._counters.hold(line, need.get(line.unit, 0), now, again=request.made_ms > 0)
         stone = self._done.pop(request.reservation_id, None) or self._done_before.pop(request.reservation_id, None)
         self._holds[request.reservation_id] = Hold(
@@ -228,9 +287,9 @@ class Shard:
         )
         return Outcome.HELD
 
-    def _book_at_once(self, request: Reserve, need: Mapping[str, int], now: int) -> Outcome:
-        for line in request.lines:
-            self._counters.book_at_once(line, need.get(line.unit, 0), now)
+    def _book_at_once(self, request: Reserve, lines: Sequence[Line], need: Mapping[str, int], now: int) -> Outcome:
+        for line, asked in zip(lines, request.lines, strict=True):
+            self._counters.book_at_once(line, need.get(line.unit, 0), now, asked)
         self._done[request.reservation_id] = Tombstone(resolution=Outcome.SETTLED, last_part=1, entries=1, made_ms=now)
         if request.entry == "{}":
             self._note(request.lines, need)
@@ -249,7 +308,8 @@ class Shard:
     def _resolve(self, request: Settle, now: int) -> SettleReply:
         reply = SettleReply(reservation_id=request.reservation_id, outcome=Outcome.FORGOTTEN, at_ms=now)
         if hold := self._holds.get(request.reservation_id):
-            if request.part <= hold.last_part:
+            by_hand = request.kind == Resolution.RELEASE and request.part == 0
+            if request.part <= hold.last_part and not by_hand:
                 return replace(reply, outcome=Outcome.HELD, repeated=True)
             return self._resolve_hold(request, hold, reply, now)
         if stone := self._tombstone(request.reservation_id):
@@ -275,7 +335,7 @@ class Shard:
             amount, free = booked.get(line.unit, 0), freed.get(line.unit, 0)
             self._counters.book(line, amount, freed=free, made_ms=hold.made_ms, now=now)
         hold.remaining = still
-        hold.known, hold.last_part, hold.entries = stated, request.part, hold.entries + 1
+        hold.known, hold.last_part, hold.entries = stated, max(request.part, hold.last_part), hold.entries + 1
         entry = replace(request, root=hold.root, lines=hold.lines, made_ms=hold.made_ms)
         self._append(entry, hold.entries, booked, now)
         if final:
@@ -340,6 +400,31 @@ class Shard:
         self._ledger.append(entry)
         self._publish(entry)
 
+    def _event(self, kind: str, counter: str, event_id: str, detail: Mapping[str, object]) -> None:
+        """Publish what happened to a limit: it moves no counter and has no number."""
+        self._events += 1
+        entry = OutboxEntry(
+            stream_id=f"{self._now}-e{self._events}",
+            shard=self.number,
+            shard_seq=0,
+            epoch=self.epoch,
+            reservation_id=event_id,
+            part=1,
+            kind=kind,
+            root=counter.partition("|")[0],
+            reserved_ms=self._now,
+            booked_ms=self._now,
+            booked=(),
+            estimated=False,
+            late=False,
+            entry_json=event_json(detail),
+        )
+        self._publish(entry)
+
+    def _fire(self, now: int) -> None:
+        for line, spent in self._counters.take_watched():
+            self._grants.fire(line, spent, now)
+
     def _note(self, lines: Sequence[Line], booked: Mapping[str, int]) -> None:
         for line in lines:
             self._ledger_sums[line.counter] += booked.get(line.unit, 0)
@@ -353,10 +438,12 @@ class Shard:
 
     def _rotate(self, now: int) -> None:
         """Forget the older generation of tombstones; each lives between one and two retentions, as server time passes."""
+        self._now = now
         if now < self._done_since_ms:
             self._done_since_ms = now  # the clock went back: the generation begins anew, but forgets nothing
         elif now - self._done_since_ms > self._retention_ms:
             self._done_before, self._done, self._done_since_ms = self._done, {}, now
+            self._keys_before, self._keys = self._keys, {}
 
 
 def _stated(request: Settle, known: Mapping[str, int], so_far: Mapping[str, int]) -> dict[str, int]:

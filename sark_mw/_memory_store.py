@@ -7,15 +7,24 @@ outlives the object, and one event loop at a time may use it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
 from sark_mw._memory_shard import Shard
 from sark_mw.errors import StoreDataLostError
 from sark_mw.limit import Limit
-from sark_mw.reservation import ExtendReply, Line, Reserve, ReserveReply, Settle, SettleReply
-from sark_mw.store.base import LimitTable, OutboxEntry, RestoredCounter, RestoredReservation, ShardPosition, Snapshot
+from sark_mw.reservation import ExtendReply, Line, Outcome, Reserve, ReserveReply, Settle, SettleReply
+from sark_mw.store.base import (
+    Grant,
+    LimitTable,
+    LiveHold,
+    OutboxEntry,
+    RestoredCounter,
+    RestoredReservation,
+    ShardPosition,
+    Snapshot,
+)
 
 
 class ManualClock:
@@ -104,6 +113,30 @@ class MemoryStore:
         self._living(root).set_limits(root, put, drop, self.clock())
         return await self.limits(root)
 
+    async def change_limits(self, table: LimitTable, put: Sequence[Limit], drop: Sequence[str]) -> LimitTable | None:
+        """Set limits as `set_limits` does, unless another table than this one is in force."""
+        looked_at = (table.epoch, table.version)
+        changed = self._living(table.root).set_limits(table.root, put, drop, self.clock(), looked_at)
+        return await self.limits(table.root) if changed else None
+
+    async def adjust(self, grants: Sequence[Grant]) -> None:
+        """Set top-ups and overrides, each only over one that is made of fewer events."""
+        for grant in grants:
+            self._living(grant.root).adjust(grant)
+
+    async def repair(self, root: str, epoch: str, seq: int, counter: str, change: int) -> Outcome:
+        """Add `change` to what a counter has spent, if nobody has since it was measured."""
+        return self._living(root).repair(epoch, seq, counter, change)
+
+    async def holds(self, root: str, most: int = 100) -> list[LiveHold]:
+        """List the live reservations of a root, those whose lease ends first at the head."""
+        return self._living(root).holds(root, most, self.clock())
+
+    async def counters(self, root: str) -> AsyncIterator[tuple[str, int]]:
+        """Walk over all counters of a root that have spent anything."""
+        for each in self._living(root).counters(root):
+            yield each
+
     async def aclose(self) -> None:
         """Do nothing: there is no connection."""
 
@@ -157,9 +190,10 @@ class MemoryStore:
         resolved: Sequence[RestoredReservation] = (),
         *,
         epoch: str = "",
+        grants: Sequence[tuple[str, str]] = (),
     ) -> str:
         """Begin a shard with what the ledger knows; the first caller wins."""
-        self._shards[shard].restore(limits, counters, last_seq, resolved, self.clock(), epoch)
+        self._shards[shard].restore(limits, counters, last_seq, resolved, self.clock(), epoch, grants)
         return self._shards[shard].epoch
 
     async def begin(self) -> None:

@@ -11,13 +11,13 @@ from typing import Literal
 
 from sark_mw.enforcement.admission import Admission, tell_held
 from sark_mw.enforcement.leases import LeasePool
-from sark_mw.enforcement.refuse import refuse_limit, refuse_policy
+from sark_mw.enforcement.refuse import IDEMPOTENT, refuse_limit, refuse_policy, refuse_repeated
 from sark_mw.enforcement.settler import Settler
 from sark_mw.enforcement.tables import Layout, LimitTables, ServerClock
 from sark_mw.errors import CostEstimationError, InvalidRequestError, MoneyError, StoreDataLostError, StoreUnavailableError
 from sark_mw.instrumentation.base import Instrumentation, Reserved
 from sark_mw.ledger.entries import CallerEntry
-from sark_mw.limit import Unit
+from sark_mw.limit import Limit, Unit
 from sark_mw.money import MAX_HOLD
 from sark_mw.policy.base import PolicyContext
 from sark_mw.policy.manager import PolicyPluginManager
@@ -31,6 +31,14 @@ _log = logging.getLogger(__name__)
 #: Stale limits, a period that just changed, rebuilt data: each is set right and asked again, but not for ever.
 _ATTEMPTS = 6
 _MAX_SCOPE_CHARS = 264
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Idempotency:
+    """Hashes (8 to 64 hex digits) of an idempotency key with its principal, and of the request that it came with."""
+
+    key: str
+    fingerprint: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +58,11 @@ class Invocation:
     #: A batch of calls: what policies are asked about, one by one. Each counts as a request.
     calls: tuple[InvocationRequest, ...] = ()
     uses_tokens: bool = False
+    #: Scopes that the caller asserts (`end_user:`, `tag:`, `resource:`): touched where a limit is about them.
+    asserted: tuple[str, ...] = ()
+    #: Limits of this request's own (a run's budget); their scopes must be among `scopes`.
+    extra_limits: tuple[Limit, ...] = ()
+    idempotency: Idempotency | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +176,7 @@ class Enforcer:
         reservation_id = new_reservation_id()
         started = time.perf_counter()
         try:
-            layout, reply = await self._reserve_until_answered(invocation, reservation_id, needs, entry.to_json())
+            layout, reply, entry = await self._reserve_until_answered(invocation, reservation_id, needs, entry)
         except (StoreUnavailableError, StoreDataLostError):
             self._note(invocation, estimate, "unavailable", started, reservation_id)
             # The answer may only be lost: whatever the store holds under this id is given back.
@@ -173,8 +186,11 @@ class Enforcer:
         if not reply.admitted:
             if reply.outcome is Outcome.EXCEEDS_LIMIT:
                 return refuse_limit(reply, needs, estimate, invocation.request_id, self.options.budget_status)
+            if reply.outcome in IDEMPOTENT:
+                return refuse_repeated(reply, invocation.request_id)
             return self._unavailable(invocation, f"the limits could not be decided: {reply.outcome}")
-        self._leases.touch(invocation.root, invocation.scopes)
+        if not invocation.extra_limits:
+            self._leases.touch(invocation.root, layout.scopes)
         return self._admission(invocation, estimate, needs, entry, reservation_id, layout, reply)
 
     def _admission(
@@ -213,11 +229,16 @@ class Enforcer:
         self.live.pop(admission.reservation_id, None)
 
     async def _reserve_until_answered(
-        self, invocation: Invocation, reservation_id: str, needs: tuple[Need, ...], entry: str
-    ) -> tuple[Layout, ReserveReply]:
+        self, invocation: Invocation, reservation_id: str, needs: tuple[Need, ...], entry: CallerEntry
+    ) -> tuple[Layout, ReserveReply, CallerEntry]:
+        same = invocation.idempotency
         for _ in range(_ATTEMPTS):
             try:
-                layout = await self._tables.layout(invocation.root, invocation.scopes)
+                layout = await self._tables.layout(
+                    invocation.root, invocation.scopes, invocation.asserted, invocation.extra_limits
+                )
+                if layout.scopes != entry.scopes:
+                    entry = replace(entry, scopes=layout.scopes)
                 reply = await self._store.reserve(
                     Reserve(
                         reservation_id=reservation_id,
@@ -227,7 +248,9 @@ class Enforcer:
                         lease_ms=self.options.lease_ms,
                         version=layout.version,
                         epoch=layout.epoch,
-                        entry=entry,
+                        entry=entry.to_json(),
+                        key=same.key if same else "",
+                        fingerprint=same.fingerprint if same else "",
                     )
                 )
             except StoreDataLostError:
@@ -242,7 +265,7 @@ class Enforcer:
                 ahead = max((line.starts_ms for line in layout.lines), default=0) - reply.at_ms
                 await asyncio.sleep(min(max(ahead, 0), 50) / 1000)
             else:
-                return layout, reply
+                return layout, reply, entry
         raise StoreUnavailableError("the limits kept changing while a request was decided")
 
     async def _without_store(
@@ -251,8 +274,10 @@ class Enforcer:
         mode = self.options.on_store_failure
         if mode == "allow":
             return await self._allow(invocation, estimate, needs, entry)
-        if mode == "leased":
-            leased = self._leases.take(invocation.root, invocation.scopes, needs)
+        if mode == "leased" and not invocation.extra_limits:
+            layout = self._tables.last_layout(invocation.root, invocation.scopes, invocation.asserted)
+            entry = replace(entry, scopes=layout.scopes) if layout else entry
+            leased = self._leases.take(invocation.root, entry.scopes, needs)
             if leased is not None:
                 self._instrumentation.store_failure_allowed(mode)
                 return self._leases.admission(leased, needs, estimate, entry, invocation.request_id)
@@ -262,7 +287,9 @@ class Enforcer:
         self, invocation: Invocation, estimate: Estimate, needs: tuple[Need, ...], entry: CallerEntry
     ) -> Admission | Refusal:
         """Let a request pass without a hold, once the journal has what to book for it should this process die."""
-        layout = self._tables.last_layout(invocation.root, invocation.scopes)
+        layout = self._tables.last_layout(invocation.root, invocation.scopes, invocation.asserted, invocation.extra_limits)
+        if layout is not None:
+            entry = replace(entry, scopes=layout.scopes)
         admission = self._admission(invocation, estimate, needs, entry, new_reservation_id(), layout, None)
         try:
             await self._settler.keep(admission.in_doubt())

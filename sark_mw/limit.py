@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from functools import lru_cache
 from hashlib import blake2b
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from sark_mw.errors import ConfigurationError, MoneyError
-from sark_mw.money import MAX_LIMIT_NANOS, to_decimal, to_nanos
+from sark_mw.money import MAX_LIMIT_NANOS, from_nanos, to_decimal, to_nanos
+from sark_mw.window import Period, canonical, idle_ms, is_calendar, period_of, rolling_ms, zone
 
 #: A rolling window is kept in this many buckets, so it is accurate to 2 %.
 ROLLING_BUCKETS = 50
@@ -30,95 +29,17 @@ class Unit(StrEnum):
 
 
 class Mode(StrEnum):
-    """`enforce` refuses; `shadow` counts and reports what it would have refused."""
+    """`enforce` refuses; `shadow` counts and reports what it would have refused; `soft` only tells of its thresholds."""
 
     ENFORCE = "enforce"
     SHADOW = "shadow"
+    SOFT = "soft"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Period:
-    """One instance of a window: `starts_ms <= t < ends_ms` in Unix milliseconds; `ends_ms` 0 never ends."""
-
-    name: str
-    starts_ms: int
-    ends_ms: int
-
-
-_CALENDAR = ("minute", "hour", "day", "week", "month", "total")
-
-
-@lru_cache(maxsize=512)
-def _zone(name: str) -> ZoneInfo:
-    try:
-        return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise ConfigurationError(f"unknown timezone {name!r}: an IANA name such as 'Europe/Berlin' is needed") from None
-
-
-def _floor(window: str, local: datetime) -> datetime:
-    if window == "minute":
-        return local.replace(second=0, microsecond=0)
-    if window == "hour":
-        return local.replace(minute=0, second=0, microsecond=0)
-    midnight = local.replace(hour=0, minute=0, second=0, microsecond=0, fold=0)
-    if window == "day":
-        return midnight
-    if window == "week":
-        return midnight - timedelta(days=midnight.weekday())
-    return midnight.replace(day=1)
-
-
-def _next(window: str, start: datetime) -> datetime:
-    if window == "day":
-        return start + timedelta(days=1)
-    if window == "week":
-        return start + timedelta(days=7)
-    return (start + timedelta(days=32)).replace(day=1)
-
-
-def _ms(moment: datetime) -> int:
-    return round(moment.timestamp() * 1000)
-
-
-@lru_cache(maxsize=4096)
-def _period_from(window: str, timezone: str, hour: int) -> Period:
-    """Find the period of the instant `hour` (in whole quarter hours since the epoch: no zone changes within one)."""
-    zone = _zone(timezone)
-    at = datetime.fromtimestamp(hour * 900, UTC)
-    # Wall-clock arithmetic on naive times, then back to the zone: days are 23 or 25 hours long where clocks change.
-    start = _floor(window, at.astimezone(zone).replace(tzinfo=None))
-    end = _next(window, start)
-    return Period(
-        name=start.strftime("%Y-%m-%d"),
-        starts_ms=_ms(start.replace(tzinfo=zone)),
-        ends_ms=_ms(end.replace(tzinfo=zone)),
-    )
-
-
-def period_of(window: str, timezone: str, at_ms: int) -> Period:
-    """Return the period of a calendar window (`minute` … `month`, `total`) that holds the instant `at_ms`."""
-    if window == "total":
-        return Period(name="total", starts_ms=0, ends_ms=0)
-    if window in ("minute", "hour"):
-        # Whole minutes and hours of the zone's standard offset from UTC, so that they neither repeat nor stretch,
-        # not even on Lord Howe Island, where summer time is half an hour.
-        width = 60_000 if window == "minute" else 3_600_000
-        local = datetime.fromtimestamp(at_ms // 1000, UTC).astimezone(_zone(timezone))
-        offset = (local.utcoffset() or timedelta()) - (local.dst() or timedelta())
-        shift = round(offset.total_seconds() * 1000) % width
-        start = (at_ms + shift) // width * width - shift
-        stamp = datetime.fromtimestamp(start / 1000, UTC).strftime("%Y-%m-%dT%H:%MZ")
-        return Period(name=stamp, starts_ms=start, ends_ms=start + width)
-    return _period_from(window, timezone, at_ms // 900_000)
-
-
-def is_window(window: str) -> bool:
-    """Tell whether `window` is a known one: a calendar window or `rolling:<seconds>`."""
-    if window in _CALENDAR:
-        return True
-    kind, _, seconds = window.partition(":")
-    return kind == "rolling" and seconds.isascii() and seconds.isdigit() and 1 <= int(seconds) <= 366 * 86_400
+#: Thresholds of a soft limit that names none, in percent.
+SOFT_THRESHOLDS = (50, 80, 95)
+_MAX_THRESHOLDS = 16
+_MAX_PERCENT = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,9 +47,12 @@ class Limit:
     """An amount of a unit on a scope over a window; a budget is a limit in `usd`.
 
     `scope` is `kind:name` (`team:ml`); a name of `*` gives each member its own counter (`user:*`). `amount` is dollars
-    for `usd` and a whole number otherwise. `window` is `minute`, `hour`, `day`, `week`, `month`, `total` or
-    `rolling:<seconds>`; concurrency is always over `total`. Raises `ConfigurationError` (unknown window, unit, zone, bad
-    scope) or `MoneyError` (bad amount).
+    for `usd` and a whole number otherwise. `window` is `minute`, `hour`, `day`, `week[:sunday]`, `month[:15]`,
+    `quarter[:02-01]`, `year[:04-06]`, `total`, `rolling:<seconds>` or `idle:<seconds>`; concurrency is always over `total`. `parent`
+    is the scope that this one is a part of: whoever touches this limit touches the parent's limits. `overcommit` lets the parts of this scope sum up to more than its amount.
+    `thresholds` are percents at which its period tells once. `rollover` is the most, in the unit, of what was not spent that
+    is carried into the next period. Raises `ConfigurationError` (unknown window, unit, zone, bad scope) or `MoneyError` (bad
+    amount).
     """
 
     scope: str
@@ -138,59 +62,119 @@ class Limit:
     timezone: str = "UTC"
     mode: str = Mode.ENFORCE
     root: str = DEFAULT_ROOT
+    parent: str = ""
+    overcommit: bool = False
+    thresholds: tuple[int, ...] = ()
+    rollover: Decimal = Decimal(0)
     #: Server time from which it counts, set by the store when the limit is made; 0 before that.
     since_ms: int = 0
     amount_units: int = field(init=False, default=0)
+    rollover_units: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        kind, _, name = self.scope.partition(":")
-        if not kind or not name or not self.scope.isprintable():
-            raise ConfigurationError(f"a scope must read kind:name without control characters: {self.scope!r}")
+        _check_scope("a scope", self.scope)
         if not self.root or clean_scope(self.root) != self.root:
             raise ConfigurationError(f"a root must be a name without spaces or control characters: {self.root!r}")
         if self.unit not in set(Unit):
             raise ConfigurationError(f"unknown unit {self.unit!r}: one of {', '.join(Unit)}")
         if self.mode not in set(Mode):
             raise ConfigurationError(f"unknown mode {self.mode!r}: one of {', '.join(Mode)}")
-        if not is_window(self.window):
-            raise ConfigurationError(f"unknown window {self.window!r}: one of {', '.join(_CALENDAR)}, rolling:<seconds>")
-        _zone(self.timezone)
+        object.__setattr__(self, "window", canonical(self.window))
+        zone(self.timezone)
         object.__setattr__(self, "amount", to_decimal(self.amount))
+        object.__setattr__(self, "rollover", to_decimal(self.rollover))
         if self.unit == Unit.CONCURRENCY:
             object.__setattr__(self, "window", "total")
-        object.__setattr__(self, "amount_units", self._in_units())
+        object.__setattr__(self, "amount_units", in_units(self.unit, self.amount))
+        object.__setattr__(self, "rollover_units", in_units(self.unit, self.rollover))
+        self._check_options()
 
-    def _in_units(self) -> int:
-        if self.unit == Unit.USD:
-            return to_nanos(self.amount)
-        if self.amount < 0 or self.amount != self.amount.to_integral_value() or self.amount > MAX_LIMIT_NANOS:
-            raise MoneyError(f"a limit in {self.unit} must be a whole number from 0: {self.amount}")
-        return int(self.amount)
+    def _check_options(self) -> None:
+        if self.parent:
+            _check_scope("a parent", self.parent)
+            if self.parent == self.scope or self.parent.endswith("*"):
+                raise ConfigurationError(f"a parent must be one other scope: {self.parent!r}")
+        thresholds = tuple(sorted(set(self.thresholds))) or (SOFT_THRESHOLDS if self.mode == Mode.SOFT else ())
+        if len(thresholds) > _MAX_THRESHOLDS or not all(type(t) is int and 1 <= t <= _MAX_PERCENT for t in thresholds):
+            raise ConfigurationError(
+                f"thresholds are up to {_MAX_THRESHOLDS} whole percents from 1 to {_MAX_PERCENT}: {self.thresholds}"
+            )
+        if self.unit == Unit.CONCURRENCY and self.thresholds:
+            raise ConfigurationError("concurrency is given back, not spent: it has no thresholds")
+        object.__setattr__(self, "thresholds", () if self.unit == Unit.CONCURRENCY else thresholds)
+        if self.rollover and not self.is_calendar:
+            raise ConfigurationError(f"only what has periods has a rest to carry over: not a window of {self.window!r}")
 
     @property
     def limit_id(self) -> str:
         """Name the limit within its root: what it limits, not how much."""
         return self.name_for(self.scope)
 
+    @property
+    def is_pattern(self) -> bool:
+        """Tell whether each member of a scope has its own counter."""
+        return self.scope.endswith("*")
+
+    def base(self, scope: str) -> str:
+        """Name this limit on one scope that it matches, over all periods."""
+        return f"{self.root}|{self._counted(scope)}|{self.since_ms}"
+
+    def counter(self, scope: str, period: Period) -> str:
+        """Name what this limit counts on one scope in one period."""
+        # `since_ms` is in the name: a limit that is dropped and made again starts a counter of its own.
+        return f"{self.root}|{self._counted(scope)}|{period.name}|{self.since_ms}"
+
+    def _counted(self, scope: str) -> str:
+        # Of a pattern and an exact limit on one scope both may stand: they must not share a counter.
+        return f"{self.name_for(scope)}<{clean_scope(self.scope)}" if self.is_pattern else self.name_for(scope)
+
     def name_for(self, scope: str) -> str:
         """Name what this limit counts on one scope that it matches."""
-        zone = "" if self.window == "total" or self.window.startswith("rolling") else f"@{self.timezone}"
-        return f"{clean_scope(scope)}/{self.unit}/{self.window}{zone}"
+        zoned = f"@{self.timezone}" if self.is_calendar else ""
+        return f"{clean_scope(scope)}/{self.unit}/{self.window}{zoned}"
 
     def matches(self, scope: str) -> bool:
         """Tell whether a request that touches `scope` touches this limit."""
         return self.scope == scope or (self.scope.endswith("*") and scope.startswith(self.scope[:-1]))
 
     def period(self, at_ms: int) -> Period:
-        """Return the period that holds `at_ms`; a rolling window has the one endless period."""
-        if self.window.startswith("rolling"):
-            return Period(name="rolling", starts_ms=0, ends_ms=0)
+        """Return the period that holds `at_ms`; `total`, rolling and idle windows have one endless period."""
         return period_of(self.window, self.timezone, at_ms)
+
+    @property
+    def is_calendar(self) -> bool:
+        """Tell whether it has periods, in a zone."""
+        return is_calendar(self.window)
 
     @property
     def rolling_ms(self) -> int:
         """Width of a rolling window in milliseconds; 0 for a calendar window."""
-        return int(self.window.partition(":")[2]) * 1000 if self.window.startswith("rolling") else 0
+        return rolling_ms(self.window)
+
+    @property
+    def idle_ms(self) -> int:
+        """After how long without any change an idle window begins anew, in milliseconds; 0 for any other."""
+        return idle_ms(self.window)
+
+
+def in_units(unit: str, amount: Decimal) -> int:
+    """Convert an amount to the unit's integer (nanos for usd); raises `MoneyError` for a negative or broken one."""
+    if unit == Unit.USD:
+        return to_nanos(amount)
+    if amount < 0 or amount != amount.to_integral_value() or amount > MAX_LIMIT_NANOS:
+        raise MoneyError(f"a limit in {unit} must be a whole number from 0: {amount}")
+    return int(amount)
+
+
+def from_units(unit: str, amount: int) -> Decimal:
+    """Convert a unit's integer to what people read: dollars, or whole ones."""
+    return from_nanos(amount) if unit == Unit.USD else Decimal(amount)
+
+
+def _check_scope(what: str, scope: str) -> None:
+    kind, _, name = scope.partition(":")
+    if not kind or not name or not scope.isprintable():
+        raise ConfigurationError(f"{what} must read kind:name without control characters: {scope!r}")
 
 
 @lru_cache(maxsize=65_536)

@@ -15,6 +15,7 @@ from sark_mw.money import MAX_HOLD
 
 UNLIMITED = -1
 _ID = re.compile(r"[!-~]{1,200}")
+_HEX = re.compile(r"[0-9a-f]{8,64}")
 #: The longest lease: a hold further ahead than twice this was made by a clock that was wrong.
 MAX_LEASE_MS = 86_400_000
 
@@ -34,6 +35,11 @@ class Outcome(StrEnum):
     EXTENDED = "extended"
     FORGOTTEN = "forgotten"
     OUT_OF_RANGE = "out_of_range"
+    IN_FLIGHT = "in_flight"
+    ALREADY_DONE = "already_done"
+    KEY_REUSED = "key_reused"
+    STALE = "stale"
+    REPAIRED = "repaired"
 
 
 class Resolution(StrEnum):
@@ -62,8 +68,9 @@ class Line:
     """One limit as one request touches it: a counter in one period.
 
     `amount` in the unit's integer (nanos for usd), `UNLIMITED` counts without refusing. `starts_ms <= now < ends_ms` must hold
-    by the server's clock when it is reserved (`ends_ms` 0: never ends). `rolling_ms` > 0 makes it a rolling window. `options`
-    is a word kept for kinds of limits to come.
+    by the server's clock when it is reserved (`ends_ms` 0: never ends). `rolling_ms` > 0 makes it a rolling window, `idle_ms` > 0
+    one that begins anew after so long without any change. `soft` lines neither refuse nor report. `thresholds` are percents
+    of the effective amount. `carry_cap` > 0 carries up to so much of the period before, `ordinal` numbers the periods.
     """
 
     counter: str
@@ -73,9 +80,21 @@ class Line:
     ends_ms: int = 0
     rolling_ms: int = 0
     enforce: bool = True
-    options: str = "-"
+    soft: bool = False
+    idle_ms: int = 0
+    thresholds: tuple[int, ...] = ()
+    carry_cap: int = 0
+    ordinal: int = 0
     limit: Limit | None = None
     scope: str = ""
+
+    @property
+    def options(self) -> str:
+        """Say in one word what a booking must know of this line: `-`, or `k<idle_ms>` and `t<percent>,…:<amount>` joined by `;`."""
+        words = [f"k{self.idle_ms}"] if self.idle_ms else []
+        if self.thresholds:
+            words.append(f"t{','.join(map(str, self.thresholds))}:{self.amount}")
+        return ";".join(words) or "-"
 
     @property
     def bucket_ms(self) -> int:
@@ -102,7 +121,8 @@ class Reserve:
     """Ask for a hold of every need on every line of its unit, all or nothing.
 
     `lease_ms` is at most `MAX_LEASE_MS`; 0 books the needs at once, without a hold (with `entry` "{}" without a ledger entry
-    either: for rate limits, not for usd). `made_ms` above 0 is that of a hold which the store lost: it is held again whatever
+    either: for rate limits, not for usd). `key` and `fingerprint`: hashes of an idempotency key and of what it came with; while
+    a reservation with this key is held or settled another is not made. `made_ms` above 0 is that of a hold which the store lost: it is held again whatever
     the limits say. `entry` is a JSON object without newlines that goes into the ledger if the hold expires. `version` and
     `epoch` are those of the `LimitTable` that `lines` were made from.
     """
@@ -116,9 +136,13 @@ class Reserve:
     epoch: str = ""
     entry: str = "{}"
     made_ms: int = 0
+    key: str = ""
+    fingerprint: str = ""
 
     def __post_init__(self) -> None:
         _check_words(self.reservation_id, self.entry)
+        if self.key and not (_HEX.fullmatch(self.key) and _HEX.fullmatch(self.fingerprint)):
+            raise ValueError("an idempotency key and its fingerprint are hashes of 8 to 64 hex digits each")
         if not 0 <= self.lease_ms <= MAX_LEASE_MS:
             raise ValueError(f"a lease must lie between 0 and {MAX_LEASE_MS} ms: {self.lease_ms}")
         if self.lease_ms == 0 and self.entry == "{}" and any(need.unit == "usd" for need in self.needs):
@@ -144,9 +168,10 @@ class ReserveReply:
     """The answer to a reserve.
 
     `outcome` is HELD (or BOOKED for a lease of 0), EXCEEDS_LIMIT, WRONG_PERIOD (look at `at_ms`, the server's clock),
-    STALE_LIMITS, or the resolution (SETTLED, RELEASED, EXPIRED) of a reservation that was made and resolved before.
+    STALE_LIMITS, or the resolution (SETTLED, RELEASED, EXPIRED) of a reservation that was made and resolved before. Of another
+    reservation with the same idempotency key: IN_FLIGHT, ALREADY_DONE (both name it in `reservation_id`) or KEY_REUSED.
     `made_ms` is when the reservation was made (for a repeated one: then, not now). `repeated`: it had been answered before.
-    `balances` are those after the decision, in the order of the lines; `exceeded` are indices into them: the enforced limits
+    `balances` are those after the decision, in the order of the lines, with the amounts in effect; `exceeded` are indices into them: the enforced limits
     that refused; `shadowed`: the shadow limits that would have.
     """
 
@@ -169,7 +194,8 @@ class ReserveReply:
 class Settle:
     """Book `amounts` (unit, integer: all that the reservation has cost so far) and, unless PARTIAL, end the reservation.
 
-    `part` numbers the caller's settles of this reservation from 1; a repeated or lower number changes nothing, and since
+    A RELEASE of part 0 is an administrator's: what the holder settles later is still booked. `part` numbers the caller's settles
+    of this reservation from 1; a repeated or lower number changes nothing, and since
     amounts are cumulative a part that overtakes another loses nothing. A RELEASE without amounts books nothing more. With
     `relative` the amounts are what is added to (or, negative, taken from) all that is booked so far, never below 0. `made_ms`
     is that of the reserve's answer, `lines` are the reserve's: with both, a settle whose reservation is gone from the store
@@ -250,19 +276,29 @@ def _weight(limit: Limit) -> tuple[bool, int]:
 _CLOCK_WENT_BACK_MS = 5_000
 
 
+def base_of(counter: str) -> str:
+    """Name a counter's limit and scope over all periods: its name without the period."""
+    head, _, since = counter.rpartition("|")
+    name, _, _ = head.rpartition("|")
+    return f"{name}|{since}"
+
+
 def _line(limit: Limit, scope: str, at_ms: int) -> Line:
     period = limit.period(at_ms)
     since = limit.since_ms if limit.since_ms <= at_ms + _CLOCK_WENT_BACK_MS else 0
-    mode = "" if limit.mode == Mode.ENFORCE else f"~{limit.mode}"
     return Line(
-        # `since_ms` is in the name: a limit that is dropped and made again starts a counter of its own.
-        counter=f"{limit.root}|{limit.name_for(scope)}{mode}|{period.name}|{limit.since_ms}",
+        counter=limit.counter(scope, period),
         unit=limit.unit,
         amount=limit.amount_units,
         starts_ms=max(period.starts_ms, since),
         ends_ms=period.ends_ms,
         rolling_ms=limit.rolling_ms,
+        idle_ms=limit.idle_ms,
         enforce=limit.mode == Mode.ENFORCE,
+        soft=limit.mode == Mode.SOFT,
+        thresholds=limit.thresholds,
+        carry_cap=limit.rollover_units,
+        ordinal=period.ordinal,
         limit=limit,
         scope=scope,
     )

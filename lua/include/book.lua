@@ -1,11 +1,9 @@
 -- The book: counters read once, changed in memory, written back in a few calls. Sums stay exact: a change is added up in a
 -- Lua number only below 2^53, and a counter beyond that is written with HINCRBY.
 local MAX_BUCKETS = 52
--- Fields of one command: Lua unpacks fewer than 8,000 words, and a call that fails half way leaves what it wrote before.
-local MAX_FIELDS = 2000
 
-local function open_book(key, now, retention)
-  return { key = key, now = now, retention = retention, rows = {}, order = {}, dirty = false }
+local function open_book(key, now, retention, shard, epoch)
+  return { key = key, now = now, retention = retention, shard = shard, epoch = epoch, rows = {}, order = {}, dirty = false }
 end
 
 -- Read the counters of the lines that are not in the book yet.
@@ -132,6 +130,8 @@ end
 local function keep_until(book, line)
   if line.rolling > 0 then
     redis.call('ZADD', book.key.periods, digits(book.now + line.rolling + book.retention), line.counter)
+  elseif line.idle > 0 then
+    redis.call('ZADD', book.key.periods, digits(book.now + line.idle), line.counter)
   elseif line.ends > 0 then
     redis.call('ZADD', book.key.periods, digits(line.ends + book.retention), line.counter)
   end
@@ -170,14 +170,22 @@ local function close_book(book)
     return
   end
   book.dirty = false
+  local watched = {}
   for _, row in ipairs(book.order) do
-    if row.spent_changed and (row.is_new or row.line.rolling > 0) then
-      keep_until(book, row.line)
+    local line = row.line
+    if row.spent_changed and (row.is_new or line.rolling > 0) or line.idle > 0 and (row.spent_changed or row.held_changed) then
+      keep_until(book, line)
       row.is_new = false
+    end
+    if row.spent_changed and line.thresholds then
+      watched[#watched + 1] = row
     end
   end
   write_rows(book, book.key.spent, 'spent', false)
   write_rows(book, book.key.held, 'held', true)
+  for _, row in ipairs(watched) do
+    fire_thresholds(book, row, book.shard, book.epoch)
+  end
 end
 
 -- What the counters are after the last close of the book, exactly: as the strings that Redis holds.

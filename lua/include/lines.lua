@@ -1,16 +1,32 @@
 -- Lines as the wrapper sends them: six arguments each. Returns them and the index of the next argument.
---   counter unit amount starts_ms ends_ms kind; kind: "e" enforced or "s" shadow, then rolling_ms and bucket_ms where it rolls
+--   counter unit amount starts_ms ends_ms kind; kind: "e" enforced, "s" shadow or "o" soft, then words for what it has:
+--   r<rolling_ms>,<bucket_ms>  k<idle_ms>  c<cap>,<ordinal> carries over  t<percent>,... thresholds
+local function parse_kind(line, kind)
+  for word, value in string.gmatch(kind, ' (%a)(%S+)') do
+    local first, second = string.match(value, '^(%d+),?(%-?%d*)')
+    if word == 'r' then
+      line.rolling, line.bucket = tonumber(first), tonumber(second)
+    elseif word == 'k' then
+      line.idle = tonumber(first)
+    elseif word == 'c' then
+      line.carry_cap, line.ordinal = tonumber(first), tonumber(second)
+    elseif word == 't' then
+      line.thresholds = value
+    end
+  end
+end
+
 local function parse_lines(argv, at, count)
   local lines = {}
   for i = 1, count do
     local kind = argv[at + 5]
     local line = {
       counter = argv[at], unit = argv[at + 1], amount = tonumber(argv[at + 2]), starts = tonumber(argv[at + 3]),
-      ends = tonumber(argv[at + 4]), rolling = 0, bucket = 0, enforce = string.byte(kind) == 101, row = false,
+      ends = tonumber(argv[at + 4]), rolling = 0, bucket = 0, enforce = string.byte(kind) == 101, soft = string.byte(kind) == 111,
+      idle = 0, carry_cap = 0, ordinal = 0, thresholds = false, base_amount = tonumber(argv[at + 2]), row = false,
     }
     if #kind > 1 then
-      local rolling, bucket = string.match(kind, '(%d+) (%d+)')
-      line.rolling, line.bucket = tonumber(rolling), tonumber(bucket)
+      parse_kind(line, kind)
     end
     lines[i] = line
     at = at + 6

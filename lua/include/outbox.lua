@@ -1,3 +1,10 @@
+-- Ledger events: what happened to a limit; they move no counter and have no number.
+local function append_event(key, shard, epoch, now, kind, counter, id, detail)
+  redis.call('XADD', key.outbox, '*',
+    'id', id, 'part', '1', 'kind', kind, 'root', string.match(counter, '^[^|]*'), 'made', digits(now), 'at', digits(now),
+    'seq', '0', 'epoch', epoch, 'shard', shard, 'est', '0', 'late', '0', 'booked', '', 'entry', cjson.encode(detail))
+end
+
 -- Ledger entries: one per resolution, numbered without gaps within the shard and its epoch.
 local function append_entry(key, shard, epoch, e)
   local seq = redis.call('HINCRBY', key.meta, 'seq', '1')

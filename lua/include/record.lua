@@ -11,9 +11,16 @@ end
 local function parse_line_texts(text)
   local lines = {}
   for unit, rolling, bucket, ends, options, counter in string.gmatch(text, '\n(%S+) (%d+) (%d+) (%d+) (%S+) (%S+)') do
-    lines[#lines + 1] = {
-      unit = unit, rolling = tonumber(rolling), bucket = tonumber(bucket), ends = tonumber(ends), options = options, counter = counter,
+    local line = {
+      unit = unit, rolling = tonumber(rolling), bucket = tonumber(bucket), ends = tonumber(ends), counter = counter,
+      idle = 0, thresholds = false, base_amount = 0,
     }
+    if options ~= '-' then
+      line.idle = tonumber(string.match(options, 'k(%d+)') or '0')
+      local percents, amount = string.match(options, 't([%d,]+):(%d+)')
+      line.thresholds, line.base_amount = percents or false, tonumber(amount or '0')
+    end
+    lines[#lines + 1] = line
   end
   return lines
 end

@@ -24,10 +24,10 @@ from sark_mw.instrumentation.metrics_app import metrics_app
 from sark_mw.instrumentation.prometheus import PrometheusInstrumentation
 from sark_mw.ledger import Flusher
 from sark_mw.ledger.base import CostFilter, CostTotal, Ledger
-from sark_mw.limit import period_of
 from sark_mw.money import from_nanos
 from sark_mw.settings import Settings
 from sark_mw.store.base import OutboxEntry
+from sark_mw.window import period_of
 
 _MOST_DAYS = 366
 _DRAIN_S = 20.0

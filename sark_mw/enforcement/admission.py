@@ -80,6 +80,12 @@ class Admission:
         left = [b.remaining for b in self.balances if b.line.unit == Unit.USD and b.line.enforce and b.remaining is not None]
         return min(left, default=None)
 
+    @property
+    def share(self) -> float | None:
+        """Which share of the fullest enforced budget is spent or held, this request's hold included; None without one."""
+        budgets = [b for b in self.balances if b.line.unit == Unit.USD and b.line.enforce and b.line.amount >= 0]
+        return max(((b.spent + b.held) / b.line.amount if b.line.amount else 1.0 for b in budgets), default=None)
+
     def report(self, spent: Spent) -> None:
         """Note what is known so far of a long stream: booked in part with the next renewal of the lease."""
         self._reported = spent

@@ -10,7 +10,7 @@ from sark_mw.limit import Unit
 from sark_mw.money import from_nanos
 from sark_mw.policy.base import PolicyDecision
 from sark_mw.pricing.base import Estimate
-from sark_mw.reservation import Balance, Need, ReserveReply
+from sark_mw.reservation import Balance, Need, Outcome, ReserveReply
 from sark_mw.wire.base import Refusal, RefusalKind
 
 #: What never opens, or is less than this request alone needs: any wait is in vain.
@@ -99,6 +99,22 @@ def _sentence(balance: Balance, need: int) -> str:
         f"The {what} of {line.scope} ({amount} {line.unit}{window}) does not allow this request: "
         f"{spent} spent, {held} held by requests in flight, {needed} needed."
     )
+
+
+#: Answers of the store about another reservation with the same idempotency key.
+IDEMPOTENT = (Outcome.IN_FLIGHT, Outcome.ALREADY_DONE, Outcome.KEY_REUSED)
+
+
+def refuse_repeated(reply: ReserveReply, request_id: str) -> Refusal:
+    """Say why a request whose idempotency key has been here is not made again."""
+    if reply.outcome is Outcome.IN_FLIGHT:
+        message = "A request with this idempotency key is being answered: wait for it."
+        return Refusal(kind=RefusalKind.IN_FLIGHT, message=message, request_id=request_id, retry_after_s=1)
+    if reply.outcome is Outcome.ALREADY_DONE:
+        message = "A request with this idempotency key has been answered and paid for. Its answer is not kept here; another key makes a new request."
+        return Refusal(kind=RefusalKind.ALREADY_DONE, message=message, request_id=request_id)
+    message = "This idempotency key came with another request before: use a new key for each request."
+    return Refusal(kind=RefusalKind.IDEMPOTENCY, message=message, request_id=request_id)
 
 
 def refuse_policy(decision: PolicyDecision, request_id: str) -> Refusal:

@@ -8,7 +8,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sark_mw.reservation import Line, lines_for
+from sark_mw.limit import Limit
+from sark_mw.limit_index import LimitIndex
+from sark_mw.reservation import Line
 from sark_mw.store.base import LimitTable, ReservationStore
 
 _MAX_CACHED = 10_000
@@ -38,6 +40,27 @@ class Layout:
     lines: tuple[Line, ...]
     version: int
     epoch: str
+    #: All scopes that it touches: its own, the parents of limits, asserted ones that a limit is about.
+    scopes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a request says of itself: see `sark_mw.enforcer.Invocation`."""
+
+    scopes: tuple[str, ...]
+    asserted: tuple[str, ...] = ()
+    extra_limits: tuple[Limit, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Laid:
+    """Lines that stand as long as their table is in force and the server's time lies between these."""
+
+    table: LimitTable
+    layout: Layout
+    from_ms: int
+    until_ms: int
 
 
 class LimitTables:
@@ -47,20 +70,25 @@ class LimitTables:
         self._store = store
         self._clock = clock
         self._tables: OrderedDict[str, LimitTable] = OrderedDict()
-        self._lines: OrderedDict[tuple[str, tuple[str, ...]], tuple[LimitTable, tuple[Line, ...], int, int]] = OrderedDict()
+        self._indices: dict[str, tuple[LimitTable, LimitIndex]] = {}
+        self._laid: OrderedDict[tuple[str, Request], _Laid] = OrderedDict()
         self._reading: dict[str, asyncio.Task[LimitTable]] = {}
         #: Hears of every table that was read; must not raise or block.
         self.on_read: Callable[[LimitTable], None] | None = None
 
-    async def layout(self, root: str, scopes: tuple[str, ...]) -> Layout:
-        """Lay out the limits that `scopes` touch now."""
+    async def layout(
+        self, root: str, scopes: tuple[str, ...], asserted: tuple[str, ...] = (), extra_limits: tuple[Limit, ...] = ()
+    ) -> Layout:
+        """Lay out the limits that a request touches now."""
         table = self._tables.get(root) or await self.reload(root)
-        return Layout(self._lines_of(table, scopes), table.version, table.epoch)
+        return self._lay_out(table, Request(scopes, asserted, extra_limits))
 
-    def last_layout(self, root: str, scopes: tuple[str, ...]) -> Layout | None:
+    def last_layout(
+        self, root: str, scopes: tuple[str, ...], asserted: tuple[str, ...] = (), extra_limits: tuple[Limit, ...] = ()
+    ) -> Layout | None:
         """Lay out by the limits that were read last, without asking the store; None if none ever were."""
         table = self._tables.get(root)
-        return None if table is None else Layout(self._lines_of(table, scopes), table.version, table.epoch)
+        return None if table is None else self._lay_out(table, Request(scopes, asserted, extra_limits))
 
     async def reload(self, root: str) -> LimitTable:
         """Read a root's limits from the store, once for all who ask at the same time."""
@@ -77,7 +105,7 @@ class LimitTables:
         self._tables[root] = table
         self._tables.move_to_end(root)
         if len(self._tables) > _MAX_ROOTS:
-            self._tables.popitem(last=False)
+            self._indices.pop(self._tables.popitem(last=False)[0], None)
         if self.on_read is not None:
             self.on_read(table)
         return table
@@ -90,17 +118,25 @@ class LimitTables:
         """List the tables that this process has read."""
         return list(self._tables.values())
 
-    def _lines_of(self, table: LimitTable, scopes: tuple[str, ...]) -> tuple[Line, ...]:
+    def _lay_out(self, table: LimitTable, request: Request) -> Layout:
         now = self._clock.now_ms()
-        key = (table.root, scopes)
-        cached = self._lines.get(key)
-        if cached is not None and cached[0] is table and cached[2] <= now < cached[3]:
-            self._lines.move_to_end(key)
-            return cached[1]
-        lines = lines_for(table.limits, scopes, now)
+        key = (table.root, request)
+        laid = self._laid.get(key)
+        if laid is not None and laid.table is table and laid.from_ms <= now < laid.until_ms:
+            self._laid.move_to_end(key)
+            return laid.layout
+        touched = self._index(table).touch(request.scopes, request.asserted, request.extra_limits)
+        lines = touched.lines(now)
+        layout = Layout(lines, table.version, table.epoch, touched.scopes)
         starts = max((line.starts_ms for line in lines), default=0)
         ends = min((line.ends_ms for line in lines if line.ends_ms), default=2**62)
-        self._lines[key] = (table, lines, min(starts, now), ends)
-        if len(self._lines) > _MAX_CACHED:
-            self._lines.popitem(last=False)
-        return lines
+        self._laid[key] = _Laid(table, layout, min(starts, now), ends)
+        if len(self._laid) > _MAX_CACHED:
+            self._laid.popitem(last=False)
+        return layout
+
+    def _index(self, table: LimitTable) -> LimitIndex:
+        known = self._indices.get(table.root)
+        if known is None or known[0] is not table:
+            known = self._indices[table.root] = (table, LimitIndex(table.limits))
+        return known[1]

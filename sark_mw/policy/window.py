@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from sark_mw.errors import ConfigurationError, PolicyEvaluationError
-from sark_mw.limit import DEFAULT_ROOT, ROLLING_BUCKETS, clean_scope, is_window
+from sark_mw.limit import DEFAULT_ROOT, ROLLING_BUCKETS, clean_scope
 from sark_mw.policy.base import LimitVersion, SharedStore
 from sark_mw.reservation import Line, Need, Outcome, Reserve, ReserveReply, new_reservation_id
 
@@ -53,7 +53,7 @@ class RollingWindow:
         if isinstance(amount, bool) or not isinstance(amount, int) or amount < 0:
             raise ConfigurationError(f"{name}: the number of requests must be a whole number from 0, not {amount!r}")
         whole = isinstance(window_seconds, int) and not isinstance(window_seconds, bool)
-        if not whole or not is_window(f"rolling:{window_seconds}"):
+        if not whole or not 1 <= window_seconds <= 366 * 86_400:
             raise ConfigurationError(f"{name}: a window must be 1 second to 366 days, in whole seconds, not {window_seconds!r}")
         self.store = store
         self._name = name

@@ -6,12 +6,12 @@ Implementations: `RedisStore` (Redis, Valkey, Cluster, Sentinel and the embedded
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from sark_mw.limit import Limit
-from sark_mw.reservation import Balance, ExtendReply, Line, Reserve, ReserveReply, Settle, SettleReply
+from sark_mw.reservation import Balance, ExtendReply, Line, Outcome, Reserve, ReserveReply, Settle, SettleReply
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +98,50 @@ class RestoredReservation:
     estimated: tuple[tuple[str, int], ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """A top-up or an override as the store keeps it: see docs/architecture.md, "Grants".
+
+    `count` is how many events it is made of; the store takes it only over a lower one. With `until_ms` it is an override of
+    the base `field`, without it the sum of top-ups of the counter `field`. `keep_until_ms`: the end of the counter's period.
+    """
+
+    root: str
+    counter: str
+    amount: int
+    count: int
+    until_ms: int = 0
+    keep_until_ms: int = 0
+
+    @property
+    def field(self) -> str:
+        """Name the field of the grants hash."""
+        return f"{self.counter}|override" if self.until_ms else self.counter
+
+    @property
+    def value(self) -> str:
+        """Write the field's value."""
+        return f"{self.amount} {self.until_ms} {self.count}" if self.until_ms else f"{self.amount} {self.count}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveHold:
+    """A reservation that is held now. Amounts by unit: `held` still, `expected` if it expires, `known` booked so far."""
+
+    reservation_id: str
+    root: str
+    made_ms: int
+    ends_ms: int
+    at_ms: int
+    last_part: int
+    entries: int
+    held: Mapping[str, int]
+    expected: Mapping[str, int]
+    known: Mapping[str, int]
+    counters: tuple[str, ...]
+    entry_json: str
+
+
 class StoreObserver(Protocol):
     """Hears of every call to the server; must not raise or block."""
 
@@ -135,6 +179,21 @@ class ReservationStore(Protocol):
 
     async def set_limits(self, root: str, put: Sequence[Limit] = (), drop: Sequence[str] = ()) -> LimitTable:
         """Add or replace limits, drop others by `limit_id`, in one step; a replaced limit keeps its counters and `since_ms`."""
+
+    async def change_limits(self, table: LimitTable, put: Sequence[Limit], drop: Sequence[str]) -> LimitTable | None:
+        """Set limits as `set_limits` does, unless another table than this one, against which they were checked, is in force."""
+
+    async def adjust(self, grants: Sequence[Grant]) -> None:
+        """Set top-ups and overrides, each only over one that is made of fewer events."""
+
+    async def repair(self, root: str, epoch: str, seq: int, counter: str, change: int) -> Outcome:
+        """Add `change` to what a counter has spent: REPAIRED, or STALE if it was repaired, or the shard rebuilt, since `seq`."""
+
+    async def holds(self, root: str, most: int = 100) -> list[LiveHold]:
+        """List the live reservations of a root, those whose lease ends first at the head."""
+
+    def counters(self, root: str) -> AsyncIterator[tuple[str, int]]:
+        """Walk over all counters of a root that have spent anything: (name, spent); one may come twice."""
 
     async def aclose(self) -> None:
         """Let go of connections; calls in flight end first."""
@@ -192,8 +251,11 @@ class RestorableStore(Protocol):
         resolved: Sequence[RestoredReservation] = (),
         *,
         epoch: str = "",
+        grants: Sequence[tuple[str, str]] = (),
     ) -> str:
         """Begin a shard: write limits, counters, tombstones of `resolved` and a new epoch in one step; return the epoch in force.
+
+        `grants` are fields of the grants hash and their values.
 
         The first caller wins: if another restored the shard before, nothing changes. `epoch` names the new one (empty: a random
         name), so that a caller whose answer was lost knows its own.

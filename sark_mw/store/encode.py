@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sark_mw.reservation import (
@@ -15,6 +16,7 @@ from sark_mw.reservation import (
     Settle,
     SettleReply,
 )
+from sark_mw.store.base import LiveHold
 
 Args = list[str | int]
 
@@ -35,8 +37,16 @@ def line_args(lines: Iterable[Line]) -> Args:
 
 
 def _kind(line: Line) -> str:
-    kind = "e" if line.enforce else "s"
-    return f"{kind} {line.rolling_ms} {line.bucket_ms}" if line.rolling_ms else kind
+    kind = "e" if line.enforce else "o" if line.soft else "s"
+    if line.rolling_ms:
+        kind += f" r{line.rolling_ms},{line.bucket_ms}"
+    if line.idle_ms:
+        kind += f" k{line.idle_ms}"
+    if line.carry_cap:
+        kind += f" c{line.carry_cap},{line.ordinal}"
+    if line.thresholds:
+        kind += f" t{','.join(map(str, line.thresholds))}"
+    return kind
 
 
 def line_texts(lines: Iterable[Line]) -> str:
@@ -92,7 +102,8 @@ def reserve_args(group: Sequence[Reserve], table: LineTable, retention_ms: int, 
     for r in group:
         needs = " ".join(f"{n.unit}:{n.held}:{n.expected}:0" for n in r.needs)
         words, texts = table.add(r.lines)
-        items += (r.reservation_id, r.root, r.lease_ms, r.made_ms, needs, words, f"{texts}\n{r.entry}")
+        key = f"{r.key} {r.fingerprint}" if r.key else ""
+        items += (r.reservation_id, r.root, r.lease_ms, r.made_ms, needs, words, f"{texts}\n{r.entry}", key)
     first = group[0]
     return [first.epoch, first.version, retention_ms, shard, len(table.lines), *line_args(table.lines), len(group), *items]
 
@@ -109,10 +120,11 @@ def settle_args(group: Sequence[Settle], retention_ms: int, shard: int) -> Args:
 
 def reserve_replies(group: Sequence[Reserve], table: LineTable, reply: Sequence[Any]) -> list[ReserveReply]:
     """Read a reserve's answer; balances come from replaying the decisions over the counters that were read."""
-    code, now, *_, spent_texts, held_texts, answers = reply
+    code, now, *_, spent_texts, held_texts, answers, amounts = reply
     if code != "ok":
         return [ReserveReply(reservation_id=r.reservation_id, outcome=Outcome(code), at_ms=now) for r in group]
     spent, held = [int(text) for text in spent_texts], [int(text) for text in held_texts]
+    lines = in_effect(table.lines, amounts)
     replies = []
     for request, answer in zip(group, answers, strict=True):
         verdict, _, shadow = answer.partition(" shadow ")
@@ -123,12 +135,12 @@ def reserve_replies(group: Sequence[Reserve], table: LineTable, reply: Sequence[
             for line in request.lines:
                 into[table.index(line)] += needs.get(line.unit, 0)
         balances = tuple(
-            Balance(line=line, spent=spent[at], held=held[at]) for line in request.lines for at in (table.index(line),)
+            Balance(line=lines[at], spent=spent[at], held=held[at]) for line in request.lines for at in (table.index(line),)
         )
         places = {str(table.index(line) + 1): n for n, line in enumerate(request.lines)}
         replies.append(
             ReserveReply(
-                reservation_id=request.reservation_id,
+                reservation_id=words[0] if what in _OTHERS else request.reservation_id,
                 outcome=_reserve_outcome(what, words, request),
                 at_ms=now,
                 made_ms=_made_ms(what, words, request, now),
@@ -139,6 +151,20 @@ def reserve_replies(group: Sequence[Reserve], table: LineTable, reply: Sequence[
             )
         )
     return replies
+
+
+#: Answers that name another reservation, with the same idempotency key.
+_OTHERS = ("in_flight", "already_done")
+
+
+def in_effect(lines: Sequence[Line], amounts: Sequence[str]) -> Sequence[Line]:
+    """Give lines the amounts that the server reckoned with; none where nothing changes them."""
+    if not amounts:
+        return lines
+    return [
+        line if line.amount == int(amount) else replace(line, amount=int(amount))
+        for line, amount in zip(lines, amounts, strict=True)
+    ]
 
 
 def _reserve_outcome(what: str, words: Sequence[str], request: Reserve) -> Outcome:
@@ -152,6 +178,31 @@ def _made_ms(what: str, words: Sequence[str], request: Reserve, now: int) -> int
     if what == "repeated":
         return int(words[1]) if words[0] == "held" else 0
     return (request.made_ms or now) if what in ("held", "booked") else 0
+
+
+def live_hold(reservation_id: str, ends: str, record: str, *, now: int) -> LiveHold:
+    """Read a hold record, as docs/architecture.md lays it out."""
+    head, _, rest = record.partition("\n")
+    made, last_part, entries, root, *units = head.split(" ")
+    line_texts, _, entry = rest.rpartition("\n")
+    held, expected, known = {}, {}, {}
+    for word in units:
+        unit, ceiling, likely, so_far = word.rsplit(":", 3)
+        held[unit], expected[unit], known[unit] = max(int(ceiling) - int(so_far), 0), int(likely), int(so_far)
+    return LiveHold(
+        reservation_id=reservation_id,
+        root=root,
+        made_ms=int(made),
+        ends_ms=int(float(ends)),
+        at_ms=now,
+        last_part=int(last_part),
+        entries=int(entries),
+        held=held,
+        expected=expected,
+        known=known,
+        counters=tuple(text.rpartition(" ")[2] for text in line_texts.split("\n") if text),
+        entry_json=entry,
+    )
 
 
 def settle_replies(group: Sequence[Settle], reply: Sequence[Any]) -> list[SettleReply]:

@@ -7,7 +7,7 @@ from zlib import crc32
 
 #: Bumped when the layout of a key changes.
 SCHEMA = 1
-_PARTS = ("meta", "spent", "held", "rolling", "periods", "holds", "leases", "done", "done_before", "outbox", "limits")
+_PARTS = ("meta", "spent", "held", "rolling", "periods", "holds", "leases", "done", "done_before", "outbox", "limits", "grants")
 #: The consumer group of the ledger's flushers.
 GROUP = "ledger"
 
@@ -22,6 +22,11 @@ class ShardKeys:
     def outbox(self) -> str:
         """The stream of ledger entries."""
         return self.all[_PARTS.index("outbox")]
+
+    @property
+    def spent(self) -> str:
+        """The hash of what counters have spent."""
+        return self.all[_PARTS.index("spent")]
 
     @property
     def meta(self) -> str:

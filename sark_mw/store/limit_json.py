@@ -6,6 +6,10 @@ import json
 from decimal import Decimal
 
 from sark_mw.limit import Limit
+from sark_mw.limit_options import limit_options, options_of_limit
+
+
+_RULE = ("scope", "unit", "window", "timezone", "mode", "root", "since_ms")
 
 
 def limit_field(root: str, limit_id: str) -> str:
@@ -15,7 +19,7 @@ def limit_field(root: str, limit_id: str) -> str:
 
 def limit_to_json(limit: Limit, *, since: bool = False) -> str:
     """Write a limit; `since_ms` is left to the script unless asked for."""
-    fields: dict[str, str | int] = {"since_ms": limit.since_ms} if since else {}
+    fields: dict[str, object] = {"since_ms": limit.since_ms} if since else {}
     fields |= {
         "scope": limit.scope,
         "unit": limit.unit,
@@ -25,10 +29,12 @@ def limit_to_json(limit: Limit, *, since: bool = False) -> str:
         "mode": limit.mode,
         "root": limit.root,
     }
+    fields |= options_of_limit(limit)
     return json.dumps(fields, separators=(",", ":"))
 
 
 def limit_from_json(text: str) -> Limit:
     """Read a limit."""
     fields = json.loads(text)
-    return Limit(**{**fields, "amount": Decimal(fields["amount"])})
+    rule = {name: fields[name] for name in _RULE if name in fields}
+    return Limit(amount=Decimal(fields["amount"]), **rule, **limit_options(fields))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from sark_mw.errors import StoreDataLostError
@@ -20,13 +21,15 @@ from sark_mw.reservation import (
     Settle,
     SettleReply,
 )
-from sark_mw.store.base import LimitTable, RestoredCounter, RestoredReservation, ShardPosition, Snapshot
+from sark_mw.store.base import Grant, LimitTable, LiveHold, RestoredCounter, RestoredReservation, ShardPosition, Snapshot
 from sark_mw.store.batch import Batch
 from sark_mw.store.commands import Commands
 from sark_mw.store.encode import (
     LineTable,
     extend_replies,
+    in_effect,
     line_args,
+    live_hold,
     reserve_args,
     reserve_replies,
     settle_args,
@@ -142,13 +145,16 @@ class RedisStore(RedisOutbox):
         shard = self.shard_of(root)
         reply = await self._script("balance", shard, [self.retention_ms, shard, len(lines), *line_args(lines)])
         _refuse_lost(reply)
-        _, now, epoch, seq, _, spent, held = reply
+        _, now, epoch, seq, _, spent, held, amounts = reply
         return Snapshot(
             at_ms=now,
             shard=shard,
             seq=int(seq),
             epoch=epoch,
-            balances=tuple(Balance(line=line, spent=int(s), held=int(h)) for line, s, h in zip(lines, spent, held, strict=True)),
+            balances=tuple(
+                Balance(line=line, spent=int(s), held=int(h))
+                for line, s, h in zip(in_effect(lines, amounts), spent, held, strict=True)
+            ),
         )
 
     async def sweep(self, shard: int | None = None) -> int:
@@ -171,13 +177,57 @@ class RedisStore(RedisOutbox):
 
     async def set_limits(self, root: str, put: Sequence[Limit] = (), drop: Sequence[str] = ()) -> LimitTable:
         """Add or replace limits, drop others by `limit_id`, in one step."""
-        args: list[str | int] = [len(put)]
+        await self._set_limits(root, ("", ""), put, drop)
+        return await self.limits(root)
+
+    async def change_limits(self, table: LimitTable, put: Sequence[Limit], drop: Sequence[str]) -> LimitTable | None:
+        """Set limits as `set_limits` does, unless another table than this one is in force."""
+        changed = await self._set_limits(table.root, (table.epoch, table.version), put, drop)
+        return await self.limits(table.root) if changed else None
+
+    async def _set_limits(self, root: str, expected: tuple[str | int, ...], put: Sequence[Limit], drop: Sequence[str]) -> bool:
+        args: list[str | int] = [*expected, len(put)]
         for limit in put:
             args += (limit_field(root, limit.limit_id), limit_to_json(replace(limit, root=root)))
         args += (len(drop), *(limit_field(root, limit_id) for limit_id in drop))
         reply = await self._script("set_limits", self.shard_of(root), args, durable=True)
         _refuse_lost(reply)
-        return await self.limits(root)
+        return bool(reply[0] == "ok")
+
+    async def adjust(self, grants: Sequence[Grant]) -> None:
+        """Set top-ups and overrides, each only over one that is made of fewer events."""
+        by_shard: dict[int, list[Grant]] = {}
+        for grant in grants:
+            by_shard.setdefault(self.shard_of(grant.root), []).append(grant)
+        for shard, own in by_shard.items():
+            for first in range(0, len(own), MAX_LINES):
+                some = own[first : first + MAX_LINES]
+                words = [word for grant in some for word in (grant.field, grant.value, grant.keep_until_ms)]
+                _refuse_lost(await self._script("adjust", shard, [self.retention_ms, len(some), *words], durable=True))
+
+    async def repair(self, root: str, epoch: str, seq: int, counter: str, change: int) -> Outcome:
+        """Add `change` to what a counter has spent, if nobody has since it was measured: REPAIRED or STALE."""
+        reply = await self._script("repair", self.shard_of(root), [epoch, seq, counter, change], durable=True)
+        _refuse_lost(reply)
+        return Outcome(reply[0])
+
+    async def holds(self, root: str, most: int = 100) -> list[LiveHold]:
+        """List the live reservations of a root, those whose lease ends first at the head."""
+        reply = await self._script("holds", self.shard_of(root), [root, most])
+        _refuse_lost(reply)
+        words = reply[3]
+        return [live_hold(*words[n : n + 3], now=reply[1]) for n in range(0, len(words), 3)]
+
+    async def counters(self, root: str) -> AsyncIterator[tuple[str, int]]:
+        """Walk over all counters of a root that have spent anything: (name, spent); one may come twice."""
+        hash_name, cursor = self._keys[self.shard_of(root)].spent, 0
+        while True:
+            call = partial(self._commands.client.hscan, hash_name, cursor, match=f"{_glob(root)}|*", count=500)
+            cursor, found = await self._commands.run("scan_counters", call)
+            for name, spent in found.items():
+                yield name, int(spent)
+            if not int(cursor):
+                return
 
     async def lost_shards(self) -> list[int]:
         """Name the shards without an epoch: never begun, or lost."""
@@ -207,6 +257,7 @@ class RedisStore(RedisOutbox):
         resolved: Sequence[RestoredReservation] = (),
         *,
         epoch: str = "",
+        grants: Sequence[tuple[str, str]] = (),
     ) -> str:
         """Begin a shard with what the ledger knows; the first caller wins."""
         args: list[str | int] = [epoch or secrets.token_hex(8), last_seq, self.retention_ms, len(limits)]
@@ -214,10 +265,11 @@ class RedisStore(RedisOutbox):
             args += (limit_field(limit.root, limit.limit_id), limit_to_json(limit, since=True))
         args.append(len(counters))
         for c in counters:
-            args += (c.line.counter, c.spent, c.line.ends_ms, c.line.rolling_ms, c.line.bucket_ms)
+            args += (c.line.counter, c.spent, c.line.ends_ms, c.line.rolling_ms, c.line.bucket_ms, c.line.idle_ms)
         args.append(len(resolved))
         for each in resolved:
             args += (each.reservation_id, _tombstone(each))
+        args += (len(grants), *(word for grant in grants for word in grant))
         in_force: str = (await self._script("restore", shard, args, durable=True))[2]
         return in_force
 
@@ -241,6 +293,10 @@ def _tombstone(each: RestoredReservation) -> str:
     # The entry of an expiry is no part of the caller's.
     last_part = each.entries - 1 if each.resolution == "expired" else each.entries
     return " ".join([each.resolution, str(last_part), str(each.entries), str(each.made_ms), *words])
+
+
+def _glob(text: str) -> str:
+    return "".join(f"\\{char}" if char in "*?[]\\^" else char for char in text)
 
 
 def _refuse_lost(reply: Sequence[Any]) -> None:

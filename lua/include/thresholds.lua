@@ -1,0 +1,39 @@
+-- Thresholds: percents of a limit's amount at which its period tells, once each.
+
+-- The highest threshold that `spent` has reached, 0 for none.
+local function reached(thresholds, spent, amount)
+  local highest = 0
+  for word in string.gmatch(thresholds, '%d+') do
+    local percent = tonumber(word)
+    if amount <= 0 and spent > 0 or amount > 0 and spent * 100 >= percent * amount then
+      highest = percent
+    end
+  end
+  return highest
+end
+
+-- Tell of every threshold that a booking has carried a row past; the caller has just written the row's counter.
+local function fire_thresholds(book, row, shard, epoch)
+  local key, line, counter = book.key, row.line, row.line.counter
+  local found = redis.call('HMGET', key.grants, counter, base_of(counter) .. '|override', counter .. '|carried', counter .. '|fired')
+  local override, topped = parse_grants(book.now, found[1], found[2])
+  local amount = (override or line.base_amount) + topped + tonumber(found[3] or '0')
+  local fired, now_reached = tonumber(found[4] or '0'), reached(line.thresholds, row.spent, amount)
+  -- On a window that rolls the mark falls with the sum, once that is well below: else it would tell again and again.
+  local falls_to = line.rolling > 0 and reached(line.thresholds, row.spent, amount * 0.9) or fired
+  if now_reached > fired then
+    for word in string.gmatch(line.thresholds, '%d+') do
+      local percent = tonumber(word)
+      if percent > fired and percent <= now_reached then
+        -- A window without periods may come to the same threshold again.
+        local again = (line.rolling > 0 or line.idle > 0) and ('#' .. digits(book.now)) or ''
+        append_event(key, shard, epoch, book.now, 'threshold', counter, counter .. '#' .. word .. again, {
+          counter = counter, percent = percent, spent = digits(row.spent), amount = digits(amount),
+        })
+      end
+    end
+  end
+  if now_reached > fired or falls_to < fired then
+    redis.call('HSET', key.grants, counter .. '|fired', digits(math.max(now_reached, falls_to)))
+  end
+end
