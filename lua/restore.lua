@@ -46,7 +46,7 @@ at = at + 1
 for _ = 1, tonumber(ARGV[at]) do
   local line = {
     counter = ARGV[at + 1], ends = tonumber(ARGV[at + 3]), rolling = tonumber(ARGV[at + 4]), bucket = tonumber(ARGV[at + 5]),
-    idle = tonumber(ARGV[at + 6]),
+    idle = tonumber(ARGV[at + 6]), carries = false,
   }
   if line.rolling > 0 and ARGV[at + 2] ~= '0' then
     -- The ledger's sum of a window is not spread over its buckets: all of it leaves a window from now.

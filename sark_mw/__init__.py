@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from sark_mw.adapter import CostAwareAdapter, ProtocolAdapter, SARKGateway
 from sark_mw.asgi.middleware import SarkMiddleware
 from sark_mw.asgi.principal import Principal
+from sark_mw.attribution import CostAttributionService
+from sark_mw.cost_records import BudgetStatus, CostAttributionRecord, CostSummary
 from sark_mw.direct import DirectReservation
 from sark_mw.enforcement.admission import Admission, Spent
 from sark_mw.enforcer import Enforcer, Invocation
@@ -44,6 +47,7 @@ from sark_mw.pricing.gemini import GeminiCostEstimator
 from sark_mw.pricing.openai import OpenAICostEstimator
 from sark_mw.sark import Sark
 from sark_mw.settings import Settings
+from sark_mw.tracker import CostTracker
 from sark_mw.usage import Usage
 from sark_mw.wire.base import Refusal, RefusalKind
 
@@ -51,10 +55,16 @@ __all__ = [
     "Admission",
     "AnthropicCostEstimator",
     "BudgetReader",
+    "BudgetStatus",
     "ConfigurationError",
+    "CostAttributionRecord",
+    "CostAttributionService",
+    "CostAwareAdapter",
     "CostEstimate",
     "CostEstimationError",
     "CostEstimator",
+    "CostSummary",
+    "CostTracker",
     "DirectReservation",
     "Enforcer",
     "FixedCostEstimator",
@@ -81,10 +91,12 @@ __all__ = [
     "PolicyPluginManager",
     "PolicyServices",
     "Principal",
+    "ProtocolAdapter",
     "Refusal",
     "RefusalKind",
     "RefusedError",
     "RollingWindow",
+    "SARKGateway",
     "Sark",
     "SarkError",
     "SarkMiddleware",

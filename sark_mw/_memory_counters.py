@@ -98,7 +98,7 @@ class Counters:
             counter = self._counter(line, now) if again else self._grant(line, now)
             counter.held += need
             counter.excess += need if again else 0
-            if line.idle_ms:
+            if line.idle_ms or line.carry_cap:
                 self._keep(line, now)
 
     def book_at_once(self, line: Line, need: int, now: int, asked: Line) -> None:
@@ -128,7 +128,7 @@ class Counters:
                 counter.spent += amount
         if amount and line.thresholds:
             self._watched.setdefault(line.counter, line)
-        if line.idle_ms:
+        if line.idle_ms or line.carry_cap:
             self._keep(line, now)
         counter.excess += max(counter.spent + counter.held - before, 0)
 
@@ -206,6 +206,9 @@ class Counters:
             self._keep_until[line.counter] = now + line.rolling_ms + self._retention_ms
         elif line.idle_ms:
             self._keep_until[line.counter] = now + line.idle_ms
+        elif line.carry_cap:
+            # Its rest may be corrected for as long as reservations are remembered.
+            self._keep_until[line.counter] = max(line.ends_ms, now + self._retention_ms) + self._retention_ms
         elif line.ends_ms:
             self._keep_until[line.counter] = line.ends_ms + self._retention_ms
 

@@ -33,6 +33,8 @@ class Carry:
     current: Slot
     cap: int
     before: Slot | None = None
+    #: What is carried into the period before, where that is only looked at and not written.
+    unwritten: int = 0
 
 
 class Grants:
@@ -100,11 +102,13 @@ class Grants:
         if carry and line.ordinal < carry.current.ordinal:
             return carried  # the clock went back
         turned = carry is None or line.ordinal > carry.current.ordinal
+        unwritten = self._carried_into(carry) if turned and carry and carry.before else 0
         if turned and carry and carry.before and write:
             self._finish(carry)
+            unwritten = 0
         before = carry.before if carry and not turned else carry.current if carry else None
         current = Slot(ordinal=line.ordinal, counter=line.counter, amount=line.amount)
-        looked = Carry(current=current, cap=line.carry_cap, before=before)
+        looked = Carry(current=current, cap=line.carry_cap, before=before, unwritten=unwritten)
         if looked.before:
             carried = self._carried_into(looked)
         if not write:
@@ -116,17 +120,17 @@ class Grants:
             self._finish(looked)
         return carried
 
-    def _rest(self, slot: Slot) -> int:
+    def _rest(self, slot: Slot, unwritten: int = 0) -> int:
         if slot.rest is not None:
             return slot.rest
         spent, held = self._read(slot.counter)
         top_up = self._top_ups.get(slot.counter)
         granted = (top_up.amount if top_up else 0) + self._carried.get(slot.counter, 0)
-        return max(slot.amount + granted - spent - held, 0)
+        return max(slot.amount + granted + unwritten - spent - held, 0)
 
     def _carried_into(self, carry: Carry) -> int:
         assert carry.before is not None
-        carried = min(carry.cap, self._rest(carry.before))
+        carried = min(carry.cap, self._rest(carry.before, carry.unwritten))
         between = carry.current.ordinal - carry.before.ordinal - 1
         return min(carry.cap, carried + between * carry.current.amount) if between > 0 else carried
 

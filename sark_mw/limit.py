@@ -48,11 +48,11 @@ class Limit:
 
     `scope` is `kind:name` (`team:ml`); a name of `*` gives each member its own counter (`user:*`). `amount` is dollars
     for `usd` and a whole number otherwise. `window` is `minute`, `hour`, `day`, `week[:sunday]`, `month[:15]`,
-    `quarter[:02-01]`, `year[:04-06]`, `total`, `rolling:<seconds>` or `idle:<seconds>`; concurrency is always over `total`. `parent`
-    is the scope that this one is a part of: whoever touches this limit touches the parent's limits. `overcommit` lets the parts of this scope sum up to more than its amount.
-    `thresholds` are percents at which its period tells once. `rollover` is the most, in the unit, of what was not spent that
-    is carried into the next period. Raises `ConfigurationError` (unknown window, unit, zone, bad scope) or `MoneyError` (bad
-    amount).
+    `quarter[:02-01]`, `year[:04-06]`, `total`, `rolling:<seconds>` or `idle:<seconds>`; concurrency is always over `total`.
+    `parent` is the scope that this one is a part of: whoever touches this limit touches the parent's limits. `overcommit` lets
+    the parts of this scope sum up to more than its amount. `thresholds` are percents at which its period tells once.
+    `rollover` is the most, in the unit, of what was not spent that is carried into the next period. Raises
+    `ConfigurationError` (unknown window, unit, zone, bad scope) or `MoneyError` (bad amount).
     """
 
     scope: str
@@ -155,6 +155,15 @@ class Limit:
     def idle_ms(self) -> int:
         """After how long without any change an idle window begins anew, in milliseconds; 0 for any other."""
         return idle_ms(self.window)
+
+
+#: A run's budget begins anew after a day without any call.
+RUN_WINDOW = "idle:86400"
+
+
+def run_limit(root: str, scope: str, amount: Decimal = Decimal(0)) -> Limit:
+    """Make the limit that a run brings along; its counter is the same whatever the amount."""
+    return Limit(scope=scope, unit=Unit.USD, amount=amount, window=RUN_WINDOW, root=root)
 
 
 def in_units(unit: str, amount: Decimal) -> int:

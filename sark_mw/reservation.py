@@ -90,8 +90,9 @@ class Line:
 
     @property
     def options(self) -> str:
-        """Say in one word what a booking must know of this line: `-`, or `k<idle_ms>` and `t<percent>,…:<amount>` joined by `;`."""
+        """Say in one word what a booking must know of this line: `-`, or `k<idle_ms>`, `c`, `t<percent>,…:<amount>`."""
         words = [f"k{self.idle_ms}"] if self.idle_ms else []
+        words += ["c"] if self.carry_cap else []
         if self.thresholds:
             words.append(f"t{','.join(map(str, self.thresholds))}:{self.amount}")
         return ";".join(words) or "-"
@@ -122,9 +123,9 @@ class Reserve:
 
     `lease_ms` is at most `MAX_LEASE_MS`; 0 books the needs at once, without a hold (with `entry` "{}" without a ledger entry
     either: for rate limits, not for usd). `key` and `fingerprint`: hashes of an idempotency key and of what it came with; while
-    a reservation with this key is held or settled another is not made. `made_ms` above 0 is that of a hold which the store lost: it is held again whatever
-    the limits say. `entry` is a JSON object without newlines that goes into the ledger if the hold expires. `version` and
-    `epoch` are those of the `LimitTable` that `lines` were made from.
+    a reservation with this key is held or settled another is not made. `made_ms` above 0 is that of a hold which the store
+    lost: it is held again whatever the limits say. `entry` is a JSON object without newlines that goes into the ledger if the
+    hold expires. `version` and `epoch` are those of the `LimitTable` that `lines` were made from.
     """
 
     reservation_id: str
@@ -171,8 +172,8 @@ class ReserveReply:
     STALE_LIMITS, or the resolution (SETTLED, RELEASED, EXPIRED) of a reservation that was made and resolved before. Of another
     reservation with the same idempotency key: IN_FLIGHT, ALREADY_DONE (both name it in `reservation_id`) or KEY_REUSED.
     `made_ms` is when the reservation was made (for a repeated one: then, not now). `repeated`: it had been answered before.
-    `balances` are those after the decision, in the order of the lines, with the amounts in effect; `exceeded` are indices into them: the enforced limits
-    that refused; `shadowed`: the shadow limits that would have.
+    `balances` are those after the decision, in the order of the lines, with the amounts in effect; `exceeded` are indices into
+    them: the enforced limits that refused; `shadowed`: the shadow limits that would have.
     """
 
     reservation_id: str

@@ -21,7 +21,7 @@ from sark_mw.enforcement.drift import Drift
 from sark_mw.enforcement.journal import Journal
 from sark_mw.enforcement.lease_shares import LeaseOptions
 from sark_mw.enforcement.leases import LeasePool
-from sark_mw.enforcement.limits import LimitRegistry
+from sark_mw.enforcement.limits import LimitRegistry, detail_of
 from sark_mw.enforcement.rebook import Rebooker
 from sark_mw.enforcement.recovery import Recovery
 from sark_mw.enforcement.refuse import outcome_of, reason_of
@@ -29,11 +29,13 @@ from sark_mw.enforcement.rehold import Rehold
 from sark_mw.enforcement.settler import Settler
 from sark_mw.enforcement.tables import LimitTables, ServerClock
 from sark_mw.enforcement.upkeep import Upkeep, UpkeepOptions
+from sark_mw.enforcement.webhooks import Webhooks
 from sark_mw.enforcer import Enforcer, EnforcerOptions, Invocation
 from sark_mw.errors import ConfigurationError, RefusedError, SarkError
 from sark_mw.instrumentation.base import Instrumentation, RequestFinished, RequestOutcome
 from sark_mw.ledger import Flusher
 from sark_mw.ledger.base import Ledger
+from sark_mw.ledger.events import LimitEvent
 from sark_mw.money import to_nanos
 from sark_mw.policy.base import PolicyServices
 from sark_mw.policy.manager import PolicyPluginManager
@@ -180,7 +182,7 @@ class Sark:
         self.clock = ServerClock()
         self.tables = LimitTables(store, self.clock)
         self.recovery = Recovery(store, self.ledger, drain=self._drain)
-        self.limits = LimitRegistry(store, self.ledger, tables=self.tables, recovery=self.recovery)
+        self.limits = LimitRegistry(store, self.ledger, tables=self.tables, recovery=self.recovery, on_event=self._tell_of_limit)
         self.journal = Journal(settings.store.journal)
         rebuild = self.recovery.ensure
         self.settler = Settler(
@@ -226,6 +228,7 @@ class Sark:
         )
         self.rehold = Rehold(store, tables=self.tables, live=self.enforcer.live, lease_ms=lease_ms)
         self.tables.on_read = self.rehold.heard
+        self._webhooks = Webhooks(self.ledger, settings.webhooks, self.instrumentation) if settings.webhooks else None
         self.upkeep = Upkeep(
             store,
             live=self.enforcer.live,
@@ -237,6 +240,8 @@ class Sark:
             drift=self.drift,
             recovery=self.recovery,
             rehold=self.rehold,
+            grants=self.limits.grants,
+            webhooks=self._webhooks,
             instrumentation=self.instrumentation,
             options=UpkeepOptions(
                 lease_ms=lease_ms,
@@ -244,6 +249,9 @@ class Sark:
                 drift_s=settings.observe.drift_interval_s,
             ),
         )
+
+    def _tell_of_limit(self, event: LimitEvent) -> None:
+        self.instrumentation.limit_event(event.kind, event.unit, event.scope, event.limit_id, event.root, detail_of(event))
 
     async def _drain(self) -> int:
         return await self.flusher.flush_once()
@@ -257,6 +265,8 @@ class Sark:
         await self.leases.aclose()
         await self.settler.drain(deadline_s)
         await self.upkeep.aclose()
+        if self._webhooks is not None:
+            await self._webhooks.aclose()
         await self.rehold.aclose()
         if self._flushing is not None:
             await self.flusher.drain(deadline_s)

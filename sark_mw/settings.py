@@ -1,8 +1,8 @@
 """Settings: TOML and environment, checked here once, handed to the rooms as plain values.
 
 Every setting can come from `sark.toml`, from the environment (`SARK_STORE__URL`, two underscores for a dot) or from code;
-the environment wins over the file. Unknown keys are refused. The sections are in `settings_sections.py`;
-docs/configuration.md is made from both.
+the environment wins over the file. Unknown keys are refused. The sections are in `settings_sections.py` and `settings_http.py`;
+docs/configuration.md is made from them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,15 @@ from pydantic import ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from sark_mw.errors import ConfigurationError, MoneyError
-from sark_mw.settings_sections import (
+from sark_mw.settings_http import (
+    CheaperModelSettings,
     HttpSettings,
+    InsteadSettings,
     KeySettings,
+    PrincipalSettings,
+    RouteSettings,
+)
+from sark_mw.settings_sections import (
     LedgerSettings,
     LimitSettings,
     ModelPriceSettings,
@@ -27,17 +33,18 @@ from sark_mw.settings_sections import (
     PluginSettings,
     PolicySettings,
     PricingSettings,
-    PrincipalSettings,
     ReservationSettings,
-    RouteSettings,
     ServeSettings,
     StoreSettings,
     UpstreamSettings,
+    WebhookSettings,
 )
 
 __all__ = [
     "AnySettings",
+    "CheaperModelSettings",
     "HttpSettings",
+    "InsteadSettings",
     "KeySettings",
     "LedgerSettings",
     "LimitSettings",
@@ -53,6 +60,7 @@ __all__ = [
     "Settings",
     "StoreSettings",
     "UpstreamSettings",
+    "WebhookSettings",
     "as_settings",
     "explain",
 ]
@@ -67,6 +75,7 @@ class Settings(BaseSettings):
     ledger: LedgerSettings = LedgerSettings()
     reservation: ReservationSettings = ReservationSettings()
     http: HttpSettings = HttpSettings()
+    instead: InsteadSettings = InsteadSettings()
     principal: PrincipalSettings = PrincipalSettings()
     pricing: PricingSettings = PricingSettings()
     policy: PolicySettings = PolicySettings()
@@ -74,6 +83,7 @@ class Settings(BaseSettings):
     serve: ServeSettings = ServeSettings()
     routes: tuple[RouteSettings, ...] = ()
     limits: tuple[LimitSettings, ...] = ()
+    webhooks: tuple[WebhookSettings, ...] = ()
 
     @classmethod
     def settings_customise_sources(

@@ -5,6 +5,8 @@ The descriptions are the text of docs/configuration.md, so none may lack one.
 
 from __future__ import annotations
 
+import base64
+import binascii
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -85,88 +87,6 @@ class ReservationSettings(_Section):
     sweep_interval_ms: int = Field(1000, ge=10, description="Pause between two background sweeps of expired holds.")
 
 
-class HttpSettings(_Section):
-    """How requests are read and refused."""
-
-    max_body_bytes: int = Field(
-        32 * 1024 * 1024, ge=1, description="Longest body of a metered request; a longer one is refused with 413."
-    )
-    body_timeout_s: float = Field(60, gt=0, description="Longest that a metered request's body may take to arrive.")
-    budget_status: Literal[402, 429] = Field(402, description="Status of a refusal for lack of budget.")
-    inject_stream_usage: bool = Field(
-        True, description="Ask OpenAI streams for usage where the client did not, and take the extra chunk out again."
-    )
-    drain_on_disconnect: bool = Field(
-        True,
-        description="When a client leaves mid-stream, keep reading the response for its usage, so that it is booked exactly.",
-    )
-    drain_timeout_s: float = Field(30, gt=0, description="Longest that a response without a client is read.")
-    metered_only: bool = Field(
-        False,
-        description="Refuse (404) what no route meters and no rule ignores, instead of passing it. "
-        "Set it where the gateway faces providers: without it, what "
-        "they charge for in ways that are not known here passes unmetered.",
-    )
-
-
-class KeySettings(_Section):
-    """A known API key."""
-
-    key_hash: str = Field(pattern=r"^[0-9a-f]{16,64}$", description="From `sark-mw hash-key`.")
-    principal: str = Field(description="Who pays: `user:alice`.")
-    scopes: tuple[str, ...] = Field((), description="What else its requests touch: `team:ml`, `org:acme`.")
-    root: str = Field(DEFAULT_ROOT, description="The root whose limits apply.")
-
-
-class PrincipalSettings(_Section):
-    """Who pays for a request."""
-
-    sources: tuple[Literal["scope", "header", "api_key", "bearer"], ...] = Field(
-        ("scope", "header", "api_key", "bearer"), description="Where to look, in this order."
-    )
-    key_secret: SecretStr = Field(
-        SecretStr(""), description="Keys the hash of API keys; set it (SARK_PRINCIPAL__KEY_SECRET) in production."
-    )
-    trusted_proxies: tuple[str, ...] = Field((), description="Addresses or networks whose principal header counts.")
-    header: str = Field("x-sark-principal", description="Header with the principal, from trusted proxies only.")
-    scopes_header: str = Field(
-        "x-sark-scopes", description="Header with further scopes, comma-separated, from trusted proxies only."
-    )
-    root_header: str = Field("x-sark-root", description="Header with the root, from trusted proxies only.")
-    api_key_headers: tuple[str, ...] = Field(
-        ("x-api-key", "api-key", "x-goog-api-key"), description="Headers that carry an API key."
-    )
-    keys: tuple[KeySettings, ...] = Field((), description="Known API keys.")
-    require_known_key: bool = Field(False, description="Refuse (401) keys that are not listed.")
-    anonymous: str | None = Field(None, description="Principal of requests that name none; without it they are refused (401).")
-    default_scopes: tuple[str, ...] = Field((), description="Scopes that every request touches: `org:acme`.")
-    root: str = Field(DEFAULT_ROOT, description="Root of requests that name none.")
-
-
-class RouteSettings(_Section):
-    """A rule that says how requests are metered; the first that matches counts, before the built-in ones.
-
-    Known paths that providers charge for and that nothing here prices (images, audio, batches …) are refused with 400 unless a
-    rule prices, frees or ignores them.
-    """
-
-    path: str = Field(description="Path pattern: `*` within a segment, `**` over segments.")
-    methods: tuple[str, ...] = Field(("POST",), description="Methods it applies to; `*` for any.")
-    price_usd: Decimal | None = Field(None, ge=0, description="Fixed price of one call.")
-    free: bool = Field(False, description="Metered at no cost: counts requests and concurrency only.")
-    ignore: bool = Field(False, description="Passed without being read, with `http.metered_only` too.")
-    wire: Literal["openai", "anthropic", "gemini", "mcp", "plain"] | None = Field(None, description="Dialect to read it as.")
-    provider: str | None = Field(None, description="Provider whose prices apply.")
-    estimator: str | None = Field(None, description="Own estimator: `package.module:name`.")
-    capability: str | None = Field(None, description="Name in ledger and policies; the path if absent.")
-
-    @model_validator(mode="after")
-    def _one_way(self) -> Self:
-        if sum([self.price_usd is not None, self.free, self.ignore, self.estimator is not None]) > 1:
-            raise ValueError("a route has one of price_usd, free, ignore and estimator")
-        return self
-
-
 class LimitSettings(_Section):
     """A limit that is set at start."""
 
@@ -180,14 +100,31 @@ class LimitSettings(_Section):
     )
     window: str = Field(
         "day",
-        description="When it begins anew: `minute`, `hour`, `day`, `week`, `month`, `total` (never) or `rolling:<seconds>` "
-        "(the last so many seconds, up to 366 days). Concurrency is always over `total`.",
+        description="When it begins anew: `minute`, `hour`, `day`, `week` (or `week:sunday`), `month` (or `month:15`), `quarter` "
+        "(or `quarter:02-01`), `year` (or `year:04-06`), `total` (never), `rolling:<seconds>` (the last so many seconds, up to "
+        "366 days) or `idle:<seconds>` (after so long without any use). Concurrency is always over `total`.",
     )
     timezone: str = Field("UTC", description="IANA name of the zone whose hours, days, weeks and months count: `Europe/Berlin`.")
     mode: str = Field(
-        "enforce", description="`enforce` refuses what exceeds it; `shadow` only counts and reports what it would refuse."
+        "enforce",
+        description="`enforce` refuses what exceeds it; `shadow` only counts and reports what it would refuse; `soft` only "
+        "tells of its thresholds.",
     )
     root: str = Field(DEFAULT_ROOT, description="The root (tenant) that it belongs to: only requests of this root touch it.")
+    parent: str = Field(
+        "",
+        description="The scope that it is a part of: whoever touches this limit touches the parent's too. Parts of the same unit "
+        "and window may not sum up to more than the parent's amount.",
+    )
+    overcommit: bool = Field(False, description="Its parts may sum up to more than its amount; it still holds.")
+    thresholds: tuple[int, ...] = Field(
+        (),
+        description="Percents of the amount at which its period tells once: ledger event, log, metric, webhook; "
+        "50, 80 and 95 for `soft` if none are named.",
+    )
+    rollover: Decimal = Field(
+        Decimal(0), ge=0, description="The most of what was not spent that is carried into the next period."
+    )
 
     def to_limit(self) -> Limit:
         """Make the limit; raises `ConfigurationError`."""
@@ -276,6 +213,32 @@ class ObserveSettings(_Section):
     audit_log: bool = Field(True, description="One structured log event per decision.")
     log_format: Literal["json", "console"] = Field("json", description="How audit events are written: for machines or for eyes.")
     drift_interval_s: float = Field(60, gt=0, description="Pause between two comparisons of counters and ledger.")
+
+
+class WebhookSettings(_Section):
+    """Where events of limits are sent, signed by the scheme of Standard Webhooks; each at least once, retried for three days."""
+
+    url: str = Field(pattern=r"^https?://", description="Where each event is posted as JSON; it must answer 2xx.")
+    secret: SecretStr = Field(
+        description="Signs what is sent: `whsec_` and the base64 of 24 to 64 random bytes, as the receiver has it."
+    )
+    events: tuple[Literal["threshold", "rollover", "set", "delete", "top_up", "override", "release", "repair"], ...] = Field(
+        ("threshold",),
+        min_length=1,
+        description="Which kinds of events: a `threshold` that fired, a `rollover`, and what administrators do: `set`, `delete`, `top_up`, `override`, `release`, `repair`.",
+    )
+    timeout_s: float = Field(10, gt=0, le=60, description="Longest that one attempt may take.")
+
+    @model_validator(mode="after")
+    def _secret_is_one(self) -> Self:
+        head, _, rest = self.secret.get_secret_value().partition("_")
+        try:
+            fits = head == "whsec" and 24 <= len(base64.b64decode(rest + "=" * (-len(rest) % 4), validate=True)) <= 64
+        except binascii.Error:
+            fits = False
+        if not fits:
+            raise ValueError("the secret must be whsec_ and the base64 of 24 to 64 bytes")
+        return self
 
 
 class UpstreamSettings(_Section):

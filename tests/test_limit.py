@@ -1,121 +1,17 @@
-"""Limits: what is one, and which period an instant falls into, held against an independent calculation."""
+"""Limits: what may be written, what is refused, and under which names they count."""
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sark_mw.errors import ConfigurationError, MoneyError
-from sark_mw.limit import Limit, clean_scope, is_window, period_of
-
-ZONES = [
-    "UTC",
-    "Europe/Berlin",
-    "Europe/Dublin",
-    "America/New_York",
-    "America/Havana",
-    "America/Santiago",
-    "America/St_Johns",
-    "Africa/Cairo",
-    "Africa/Casablanca",
-    "Asia/Beirut",
-    "Asia/Kathmandu",
-    "Asia/Kolkata",
-    "Australia/Lord_Howe",
-    "Pacific/Chatham",
-    "Pacific/Kiritimati",
-]
-CALENDAR = ["minute", "hour", "day", "week", "month"]
-#: 2020 to 2037: the years of this program.
-instants = st.integers(1_577_836_800_000, 2_114_380_800_000)
-
-
-def local_date(at_ms: int, zone: str) -> date:
-    """Tell the date on a calendar on the wall there."""
-    return datetime.fromtimestamp(at_ms / 1000, ZoneInfo(zone)).date()
-
-
-@given(instants, st.sampled_from(ZONES), st.sampled_from(CALENDAR))
-def test_an_instant_lies_in_its_period(at_ms: int, zone: str, window: str) -> None:
-    period = period_of(window, zone, at_ms)
-    assert period.starts_ms <= at_ms < period.ends_ms
-
-
-@given(instants, st.sampled_from(ZONES), st.sampled_from(CALENDAR))
-def test_periods_follow_each_other_without_gap_or_overlap(at_ms: int, zone: str, window: str) -> None:
-    period = period_of(window, zone, at_ms)
-    assert period_of(window, zone, period.starts_ms) == period
-    assert period_of(window, zone, period.ends_ms - 1) == period
-    after, before = period_of(window, zone, period.ends_ms), period_of(window, zone, period.starts_ms - 1)
-    assert (after.starts_ms, before.ends_ms) == (period.ends_ms, period.starts_ms)
-    assert len({before.name, period.name, after.name}) == 3
-
-
-@given(instants, st.sampled_from(ZONES))
-def test_a_day_is_the_instants_that_show_its_date_on_the_wall(at_ms: int, zone: str) -> None:
-    today = local_date(at_ms, zone)
-    period = period_of("day", zone, at_ms)
-    assert period.name == today.isoformat()
-    assert local_date(period.starts_ms, zone) == local_date(period.ends_ms - 1, zone) == today
-    assert local_date(period.starts_ms - 1, zone) == today - timedelta(days=1)
-    assert local_date(period.ends_ms, zone) == today + timedelta(days=1)
-
-
-@given(instants, st.sampled_from(ZONES))
-def test_weeks_begin_on_monday_and_months_on_the_first(at_ms: int, zone: str) -> None:
-    today = local_date(at_ms, zone)
-    week, month = period_of("week", zone, at_ms), period_of("month", zone, at_ms)
-    assert local_date(week.starts_ms, zone) == today - timedelta(days=today.weekday())
-    assert local_date(week.ends_ms, zone) == today + timedelta(days=7 - today.weekday())
-    assert local_date(month.starts_ms, zone) == today.replace(day=1)
-    assert local_date(month.ends_ms, zone) == (today.replace(day=28) + timedelta(days=4)).replace(day=1)
-    for period in (week, month):
-        assert period_of("day", zone, period.starts_ms).starts_ms == period.starts_ms
-
-
-@given(instants, st.sampled_from(ZONES), st.sampled_from([("minute", 60_000), ("hour", 3_600_000)]))
-def test_minutes_and_hours_are_always_as_long(at_ms: int, zone: str, window: tuple[str, int]) -> None:
-    period = period_of(window[0], zone, at_ms)
-    assert period.ends_ms - period.starts_ms == window[1]
-
-
-@pytest.mark.parametrize("turn", [datetime(2026, 4, 4, 15, tzinfo=UTC), datetime(2026, 10, 3, 15, 30, tzinfo=UTC)])
-def test_hours_follow_each_other_where_clocks_change_by_half_an_hour(turn: datetime) -> None:
-    at_ms = int(turn.timestamp() * 1000) - 7_200_000
-    for _ in range(5):
-        period = period_of("hour", "Australia/Lord_Howe", at_ms)
-        at_ms = period.ends_ms
-        assert period_of("hour", "Australia/Lord_Howe", at_ms).starts_ms == at_ms
-        assert period_of("hour", "Australia/Lord_Howe", at_ms - 1) == period
-
-
-@given(instants)
-def test_hours_begin_where_the_clock_on_the_wall_shows_one(at_ms: int) -> None:
-    for zone in ("Asia/Kathmandu", "Asia/Kolkata", "Europe/Berlin", "Pacific/Chatham"):
-        period = period_of("hour", zone, at_ms)
-        assert datetime.fromtimestamp(period.starts_ms / 1000, ZoneInfo(zone)).minute == 0
-
-
-@pytest.mark.parametrize(
-    ("zone", "day", "hours"),
-    [
-        ("Europe/Berlin", date(2026, 3, 29), 23),
-        ("Europe/Berlin", date(2026, 10, 25), 25),
-        ("America/Havana", date(2026, 3, 8), 23),
-        ("America/Havana", date(2026, 11, 1), 25),
-        ("Australia/Lord_Howe", date(2026, 4, 5), 24.5),
-        ("UTC", date(2026, 3, 29), 24),
-    ],
-)
-def test_days_are_as_long_as_the_zone_makes_them(zone: str, day: date, hours: float) -> None:
-    noon = int(datetime(day.year, day.month, day.day, 12, tzinfo=ZoneInfo(zone)).timestamp() * 1000)
-    period = period_of("day", zone, noon)
-    assert (period.ends_ms - period.starts_ms) / 3_600_000 == hours
+from sark_mw.limit import SOFT_THRESHOLDS, Limit, Mode, clean_scope
+from sark_mw.limit_options import limit_options, options_of_limit
+from sark_mw.reservation import base_of
 
 
 def test_the_total_never_ends_and_neither_does_a_rolling_window() -> None:
@@ -139,16 +35,75 @@ def test_the_total_never_ends_and_neither_does_a_rolling_window() -> None:
         ("rolling:", False),
         ("rolling", False),
         ("rolling:²", False),
-        ("year", False),
+        ("fortnight", False),
         ("Day", False),
         ("", False),
     ],
 )
 def test_a_window_is_known_or_a_configuration_error(window: str, known: bool) -> None:
-    assert is_window(window) is known
-    if not known:
+    if known:
+        assert Limit(scope="org:a", amount=Decimal(1), window=window).window == window
+    else:
         with pytest.raises(ConfigurationError, match="unknown window"):
             Limit(scope="org:a", amount=Decimal(1), window=window)
+
+
+def test_two_spellings_of_a_window_are_one_limit() -> None:
+    spelt = [Limit(scope="org:a", amount=Decimal(1), window=window).limit_id for window in ("week", "week:monday", "week:mon")]
+    assert set(spelt) == {"org:a/usd/week@UTC"}
+
+
+def test_a_limit_keeps_its_counter_when_its_mode_or_amount_changes() -> None:
+    limits = [Limit(scope="org:a", amount=Decimal(n), mode=mode, since_ms=5) for n, mode in enumerate(Mode)]
+    assert len({limit.counter("org:a", limit.period(0)) for limit in limits}) == 1
+
+
+def test_a_pattern_and_an_exact_limit_never_share_a_counter() -> None:
+    exact, pattern = (Limit(scope=scope, amount=Decimal(1), since_ms=5) for scope in ("user:a", "user:*"))
+    assert exact.name_for("user:a") == pattern.name_for("user:a")
+    assert exact.counter("user:a", exact.period(0)) != pattern.counter("user:a", pattern.period(0))
+
+
+@given(st.sampled_from(["user:*", "user:alice", "team:a|b", "tag:x<y*"]), st.sampled_from(["day", "total", "idle:60"]))
+def test_the_base_of_a_counter_is_its_limits_base(scope: str, window: str) -> None:
+    limit = Limit(scope=scope, amount=Decimal(1), window=window, since_ms=77)
+    member = scope.replace("*", "bob")
+    assert base_of(limit.counter(member, limit.period(0))) == limit.base(member)
+
+
+def test_a_soft_limit_tells_at_its_thresholds_or_at_the_usual_ones() -> None:
+    assert Limit(scope="org:a", amount=Decimal(1), mode="soft").thresholds == SOFT_THRESHOLDS
+    assert Limit(scope="org:a", amount=Decimal(1), mode="soft", thresholds=(120, 30, 30)).thresholds == (30, 120)
+    assert Limit(scope="org:a", amount=Decimal(1)).thresholds == ()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"thresholds": (0,)},
+        {"thresholds": (1001,)},
+        {"thresholds": (50.5,)},
+        {"thresholds": tuple(range(1, 20))},
+        {"thresholds": (50,), "unit": "concurrency"},
+        {"parent": "team"},
+        {"parent": "team:*"},
+        {"parent": "org:a"},
+        {"rollover": Decimal(1), "window": "total"},
+        {"rollover": Decimal(1), "window": "rolling:60"},
+        {"rollover": Decimal(-1)},
+        {"rollover": Decimal("0.5"), "unit": "requests"},
+    ],
+)
+def test_options_that_cannot_be_are_refused(fields: dict[str, object]) -> None:
+    with pytest.raises((ConfigurationError, MoneyError)):
+        Limit(**{"scope": "org:a", "amount": Decimal(1), **fields})  # type: ignore[arg-type]
+
+
+def test_options_come_back_as_they_were_written() -> None:
+    limit = Limit(scope="user:*", amount=Decimal(1), parent="team:a", overcommit=True, thresholds=(80,), rollover=Decimal("0.5"))
+    again = Limit(scope="user:*", amount=Decimal(1), **limit_options(options_of_limit(limit)))
+    assert again == limit
+    assert options_of_limit(Limit(scope="org:a", amount=Decimal(1))) == {}
 
 
 @pytest.mark.parametrize("zone", ["Mars/Olympus", "", "../etc/passwd", "Europe", "\x00", "UTC+1"])

@@ -289,4 +289,38 @@ _LEDGER = Row(
     ),
 )
 
-ROWS = (_MONEY, _REQUESTS, _STORE, _LEDGER)
+_LIMITS = Row(
+    title="Limits",
+    panels=(
+        Panel(
+            title="Events of limits",
+            description="Thresholds that fired, rests carried over, what administrators did; whose, says the audit trail.",
+            unit="none",
+            width=6,
+            queries=(query("sum by (kind, unit) (increase(sark_limit_events_total{}[$__rate_interval]))", "{{kind}} {{unit}}"),),
+        ),
+        Panel(
+            title="Webhook deliveries",
+            description="Attempts by how they ended; given up: not delivered within three days.",
+            unit="none",
+            width=6,
+            queries=(query("sum by (outcome) (increase(sark_webhook_deliveries_total{}[$__rate_interval]))", "{{outcome}}"),),
+        ),
+        Panel(
+            title="Requests made cheaper",
+            description="Per second: output clamped, or sent to a cheaper model, to fit their limits.",
+            unit="reqps",
+            width=6,
+            queries=(query("sum by (kind) (rate(sark_requests_adapted_total{}[$__rate_interval]))", "{{kind}}"),),
+        ),
+        Panel(
+            title="Repeated idempotency keys",
+            description="Per second, by how the repeated request was answered.",
+            unit="reqps",
+            width=6,
+            queries=(query("sum by (outcome) (rate(sark_idempotent_total{}[$__rate_interval]))", "{{outcome}}"),),
+        ),
+    ),
+)
+
+ROWS = (_MONEY, _REQUESTS, _STORE, _LEDGER, _LIMITS)

@@ -132,6 +132,9 @@ local function keep_until(book, line)
     redis.call('ZADD', book.key.periods, digits(book.now + line.rolling + book.retention), line.counter)
   elseif line.idle > 0 then
     redis.call('ZADD', book.key.periods, digits(book.now + line.idle), line.counter)
+  elseif line.carries then
+    -- Its rest may be corrected for as long as reservations are remembered.
+    redis.call('ZADD', book.key.periods, digits(math.max(line.ends, book.now + book.retention) + book.retention), line.counter)
   elseif line.ends > 0 then
     redis.call('ZADD', book.key.periods, digits(line.ends + book.retention), line.counter)
   end
@@ -173,7 +176,8 @@ local function close_book(book)
   local watched = {}
   for _, row in ipairs(book.order) do
     local line = row.line
-    if row.spent_changed and (row.is_new or line.rolling > 0) or line.idle > 0 and (row.spent_changed or row.held_changed) then
+    if row.spent_changed and (row.is_new or line.rolling > 0) 
+      or (line.idle > 0 or line.carries) and (row.spent_changed or row.held_changed) then
       keep_until(book, line)
       row.is_new = false
     end

@@ -25,14 +25,14 @@ end
 
 -- What a period leaves. While its counter lives this is reckoned anew each time: what it still holds counts as spent, and
 -- what is corrected late changes what is left to carry.
-local function rest_of(key, counter, slot)
+local function rest_of(key, counter, slot, unwritten)
   local amount = tonumber(string.sub(slot, 2))
   if string.byte(slot) == 114 then
     return amount
   end
   local spent = tonumber(redis.call('HGET', key.spent, counter) or '0')
   local held = tonumber(redis.call('HGET', key.held, counter) or '0')
-  return math.max(amount + granted_to(key, counter) - spent - held, 0)
+  return math.max(amount + granted_to(key, counter) + (unwritten or 0) - spent - held, 0)
 end
 
 local function parse_carry(text)
@@ -57,7 +57,7 @@ end
 
 -- What the period before leaves to this one: the whole periods between in which nobody asked add the amount of this one.
 local function carried_into(key, c, amount)
-  local carried = math.min(c.cap, rest_of(key, c.before_counter, c.before_slot))
+  local carried = math.min(c.cap, rest_of(key, c.before_counter, c.before_slot, c.unwritten))
   local between = c.ordinal - c.before_ordinal - 1
   if between > 0 then
     carried = math.min(c.cap, carried + between * amount)
@@ -77,13 +77,18 @@ end
 
 -- Turn a carry record to a line's period: the one that it named becomes the one before.
 local function turn_carry(book, c, line, write)
-  local key = book.key
-  if c and c.before_ordinal and write then
-    finish_carry(key, c, carried_into(key, c, tonumber(string.sub(c.slot, 2))), book.now, book.shard, book.epoch)
+  local key, unwritten = book.key, 0
+  if c and c.before_ordinal then
+    unwritten = carried_into(key, c, tonumber(string.sub(c.slot, 2)))
+    if write then
+      finish_carry(key, c, unwritten, book.now, book.shard, book.epoch)
+      unwritten = 0
+    end
   end
   return {
     ordinal = line.ordinal, counter = line.counter, slot = 'a' .. digits(line.base_amount), cap = line.carry_cap,
     before_ordinal = c and c.ordinal, before_counter = c and c.counter, before_slot = c and c.slot,
+    unwritten = unwritten,
   }
 end
 

@@ -9,7 +9,7 @@ local function parse_kind(line, kind)
     elseif word == 'k' then
       line.idle = tonumber(first)
     elseif word == 'c' then
-      line.carry_cap, line.ordinal = tonumber(first), tonumber(second)
+      line.carry_cap, line.ordinal, line.carries = tonumber(first), tonumber(second), true
     elseif word == 't' then
       line.thresholds = value
     end
@@ -23,7 +23,7 @@ local function parse_lines(argv, at, count)
     local line = {
       counter = argv[at], unit = argv[at + 1], amount = tonumber(argv[at + 2]), starts = tonumber(argv[at + 3]),
       ends = tonumber(argv[at + 4]), rolling = 0, bucket = 0, enforce = string.byte(kind) == 101, soft = string.byte(kind) == 111,
-      idle = 0, carry_cap = 0, ordinal = 0, thresholds = false, base_amount = tonumber(argv[at + 2]), row = false,
+      idle = 0, carries = false, carry_cap = 0, ordinal = 0, thresholds = false, base_amount = tonumber(argv[at + 2]), row = false,
     }
     if #kind > 1 then
       parse_kind(line, kind)

@@ -13,10 +13,11 @@ local function parse_line_texts(text)
   for unit, rolling, bucket, ends, options, counter in string.gmatch(text, '\n(%S+) (%d+) (%d+) (%d+) (%S+) (%S+)') do
     local line = {
       unit = unit, rolling = tonumber(rolling), bucket = tonumber(bucket), ends = tonumber(ends), counter = counter,
-      idle = 0, thresholds = false, base_amount = 0,
+      idle = 0, carries = false, thresholds = false, base_amount = 0,
     }
     if options ~= '-' then
       line.idle = tonumber(string.match(options, 'k(%d+)') or '0')
+      line.carries = string.find(options, 'c', 1, true) ~= nil
       local percents, amount = string.match(options, 't([%d,]+):(%d+)')
       line.thresholds, line.base_amount = percents or false, tonumber(amount or '0')
     end

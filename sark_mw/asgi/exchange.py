@@ -20,11 +20,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from sark_mw.asgi.booking import Ended, counted, spent_on, spent_per_call
+from sark_mw.asgi.recipient import Recipient
 from sark_mw.asgi.routes import Route
-from sark_mw.asgi.types import App, Message, RawHeaders, Receive, Scope, Send, header
+from sark_mw.asgi.types import App, Message, RawHeaders, Receive, Scope, header
 from sark_mw.enforcement.admission import Admission, Spent
 from sark_mw.money import from_nanos
 from sark_mw.wire.base import Call, UsageTap
@@ -43,24 +43,17 @@ REACHED_UPSTREAM = "sark.reached_upstream"
 _OWN_HEADERS = b"x-sark-"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExchangeOptions:
-    """What becomes of a response whose client has gone."""
-
-    drain_on_disconnect: bool = True
-    drain_timeout_s: float = 30.0
-
-
 class Exchange:
     """The ASGI `receive` and `send` of one admitted request. After `run` its reservation is ended, whatever happened.
 
     `ask` is given where an estimator of the user's reads actual costs: it is handed what to book should that fail and the JSON
-    body (None if there is none, or it is long), and settles. `status` is what the app answered, None if it did not.
+    body (None if there is none, or it is long), and settles. `notes` are headers that the response gets. `status` is what the app
+    answered, None if it did not.
     """
 
     __slots__ = (
-        "_admission", "_ask", "_asked", "_body", "_call", "_complete", "_done", "_finished", "_gone_at", "_held_start",
-        "_kept", "_options", "_receive", "_replayed", "_report_at", "_route", "_scope", "_send", "_tap", "_whole", "status",
+        "_admission", "_ask", "_asked", "_body", "_call", "_complete", "_finished", "_held_start", "_kept", "_notes",
+        "_receive", "_recipient", "_replayed", "_report_at", "_route", "_scope", "_tap", "_whole", "status",
     )  # fmt: skip
 
     def __init__(
@@ -71,8 +64,8 @@ class Exchange:
         call: Call,
         body: bytes,
         receive: Receive,
-        send: Send,
-        options: ExchangeOptions,
+        recipient: Recipient,
+        notes: RawHeaders,
         ask: Callable[[Spent, bytes | None], None] | None = None,
     ) -> None:
         self._admission = admission
@@ -80,12 +73,10 @@ class Exchange:
         self._call = call
         self._body = body
         self._receive = receive
-        self._send = send
-        self._options = options
+        self._recipient = recipient
+        self._notes = notes
         self._tap: UsageTap | None = None
         self._replayed = self._complete = self._finished = False
-        self._done: asyncio.Event | None = None
-        self._gone_at: float | None = None
         self._held_start: Message | None = None
         self._report_at = 0.0
         self._ask = ask
@@ -119,35 +110,14 @@ class Exchange:
             self._replayed = True
             body, self._body = self._body, b""
             return {"type": "http.request", "body": body, "more_body": False}
-        if self._gone_at is None or self._complete:
+        if not self._recipient.gone or self._complete:
             message = await self._receive()
             if message["type"] != "http.disconnect" or self._complete:
                 return message
-            self._client_left()
-        if self._options.drain_on_disconnect:
-            await self._until_done()
+            self._recipient.leave()
+        if not self._complete:
+            await self._recipient.drained()
         return {"type": "http.disconnect"}
-
-    def _client_left(self) -> None:
-        if self._gone_at is None:
-            self._gone_at = asyncio.get_running_loop().time()
-
-    def _may_drain(self) -> bool:
-        if not self._options.drain_on_disconnect or self._gone_at is None:
-            return False
-        return asyncio.get_running_loop().time() < self._gone_at + self._options.drain_timeout_s
-
-    async def _until_done(self) -> None:
-        assert self._gone_at is not None
-        if self._done is None:
-            self._done = asyncio.Event()
-        if self._complete:
-            return
-        try:
-            async with asyncio.timeout_at(self._gone_at + self._options.drain_timeout_s):
-                await self._done.wait()
-        except TimeoutError:
-            return
 
     # --- the response ------------------------------------------------------------------------------------------------
 
@@ -160,7 +130,7 @@ class Exchange:
             await self._start(message)
         else:
             await self._pass_held()
-            await self._pass(message)
+            await self._recipient.take(message)
             if kind == "http.response.pathsend":
                 self._response_ended()
 
@@ -183,10 +153,10 @@ class Exchange:
         if is_json and status < 300 and _short(header(headers, b"content-length")):
             self._held_start = message  # until the body's first piece: if that is all of it, the headers can say its cost
         else:
-            await self._pass(message)
+            await self._recipient.take(message)
 
     def _own_headers(self) -> RawHeaders:
-        own = [(b"x-sark-request-id", self._admission.request_id.encode())]
+        own = [(b"x-sark-request-id", self._admission.request_id.encode()), *self._notes]
         remaining = self._admission.remaining_nanos
         if remaining is not None:
             own.append((b"x-sark-budget-remaining", f"{from_nanos(remaining):f}".encode()))
@@ -197,7 +167,7 @@ class Exchange:
         more: bool = message.get("more_body", False)
         tap = self._tap
         if tap is None or self._complete:
-            return await self._pass(message)  # an app that breaks the protocol: the server says so
+            return await self._recipient.take(message)  # an app that breaks the protocol: the server says so
         if type(chunk) is not bytes:
             chunk = bytes(chunk)
         out = tap.feed(chunk)
@@ -211,7 +181,7 @@ class Exchange:
         if out is not chunk:
             message = {**message, "body": out}
         if out or not more:
-            await self._pass(message)
+            await self._recipient.take(message)
         if more:
             self._note_progress(tap)
         else:
@@ -239,18 +209,7 @@ class Exchange:
     async def _pass_held(self) -> None:
         if self._held_start is not None:
             message, self._held_start = self._held_start, None
-            await self._pass(message)
-
-    async def _pass(self, message: Message) -> None:
-        """Send to the client, or to nobody while the response is only read for its usage."""
-        if self._gone_at is not None and self._may_drain():
-            return
-        try:
-            await self._send(message)
-        except OSError:
-            self._client_left()
-            if not self._may_drain():
-                raise
+            await self._recipient.take(message)
 
     def _note_progress(self, tap: UsageTap) -> None:
         now = time.monotonic()
@@ -275,19 +234,24 @@ class Exchange:
     def _response_ended(self) -> None:
         """End the reservation as soon as the response is out: what the app does after it is not the request's."""
         self._complete = True
-        if self._done is not None:
-            self._done.set()
         self._finish()
+        self._recipient.end(whole=self._is_whole())
         self._book(Ended.WHOLE)
+
+    def _is_whole(self) -> bool:
+        """Tell whether the response is all there is. A stream that was cut behind the app ends as any other, but has no usage."""
+        tap = self._tap
+        if tap is None or tap.failed:
+            return False
+        return not self._call.stream or (tap.usage is not None and tap.usage.complete)
 
     def _stopped(self, ended: Ended) -> None:
         """End the reservation of a response that did not come to its end."""
         if self._complete:
             return
         self._complete = True
-        if self._done is not None:
-            self._done.set()
-        if self._gone_at is not None:
+        self._recipient.end(whole=False)
+        if self._recipient.gone:
             ended = Ended.GONE
         if self._tap is not None:
             self._finish()

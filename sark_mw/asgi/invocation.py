@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sark_mw.asgi.asserted import Asserted
 from sark_mw.asgi.principal import MAX_SCOPES, Principal
 from sark_mw.asgi.routes import Route
 from sark_mw.asgi.types import RawHeaders, Scope, client_address, header
-from sark_mw.enforcer import Invocation
+from sark_mw.enforcer import Idempotency, Invocation
 from sark_mw.errors import InvalidRequestError
 from sark_mw.pricing.base import CostEstimator, InvocationRequest
 from sark_mw.pricing.fixed import FixedCostEstimator
@@ -25,6 +26,8 @@ class Incoming:
     principal: Principal
     scope: Scope
     request_id: str
+    said: Asserted
+    idempotency: Idempotency | None = None
 
 
 def invocation_for(incoming: Incoming) -> Invocation:
@@ -45,7 +48,10 @@ def invocation_for(incoming: Incoming) -> Invocation:
         calls=tuple(request(tool.name, tool.arguments) for tool in call.tools) if len(call.tools) > 1 else (),
         estimator=estimator,
         root=principal.root or "",
-        scopes=_scopes(principal, call, estimator),
+        scopes=_scopes(principal, call, estimator, incoming.said),
+        asserted=incoming.said.asserted,
+        extra_limits=incoming.said.limits,
+        idempotency=incoming.idempotency,
         request_id=incoming.request_id,
         action="invoke" if call.operation is Operation.OTHER else call.operation.value,
         resource_metadata={"model": call.model, "endpoint": call.operation.value, "provider": estimator.provider_name},
@@ -69,8 +75,8 @@ def _for_all_calls(incoming: Incoming) -> CostEstimator:
     return FixedCostEstimator(price * calls, incoming.estimator.provider_name)
 
 
-def _scopes(principal: Principal, call: Call, estimator: CostEstimator) -> tuple[str, ...]:
-    touched = [*principal.scopes, f"provider:{estimator.provider_name}"]
+def _scopes(principal: Principal, call: Call, estimator: CostEstimator, said: Asserted) -> tuple[str, ...]:
+    touched = [*principal.scopes, *said.scopes, f"provider:{estimator.provider_name}"]
     if call.model is not None:
         # As it is spelt, and as most would spell it; the price list's own name comes with the estimate.
         name = call.model.strip().lower()

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from sark_mw.asgi.answer import refuse_body, send_response
+from sark_mw.asgi.asserted import Asserted, asserted_by
 from sark_mw.asgi.body import BodyFault, discard_body, forwarded_headers, read_body
 from sark_mw.asgi.booking import ask_estimator
-from sark_mw.asgi.exchange import Exchange, ExchangeOptions
+from sark_mw.asgi.exchange import Exchange
+from sark_mw.asgi.idempotency import KeptResponses, idempotency_of
+from sark_mw.asgi.instead import Attempt, Instead, target_of
 from sark_mw.asgi.invocation import Incoming, invocation_for
-from sark_mw.asgi.principal import Principal, PrincipalResolver, Unnamed
+from sark_mw.asgi.payer import payer_of, start_late
+from sark_mw.asgi.principal import Principal, PrincipalResolver
+from sark_mw.asgi.recipient import ExchangeOptions, Recipient
 from sark_mw.asgi.routes import MAX_PATH_CHARS, Route
 from sark_mw.asgi.types import App, Message, Receive, Scope, Send
 from sark_mw.enforcement.admission import Admission, Spent
 from sark_mw.enforcement.refuse import outcome_of, reason_of
-from sark_mw.enforcer import Invocation
-from sark_mw.errors import InvalidRequestError, LedgerUnavailableError, StoreError
+from sark_mw.enforcer import Idempotency, Invocation
+from sark_mw.errors import InvalidRequestError
 from sark_mw.instrumentation.base import RequestFinished, RequestOutcome
 from sark_mw.pricing.base import InvocationResult
 from sark_mw.sark import Sark
@@ -28,7 +32,8 @@ from sark_mw.wire.base import Call, Refusal, RefusalKind
 from sark_mw.wire.body import parse
 from sark_mw.wire.refusal import kind_of
 
-_log = logging.getLogger(__name__)
+#: How a request is told of whose idempotency key has been here.
+_REPEATED = {RefusalKind.IN_FLIGHT: "in_flight", RefusalKind.ALREADY_DONE: "done", RefusalKind.IDEMPOTENCY: "reused"}
 
 Asker = Callable[[Spent, bytes | None], None]
 
@@ -41,6 +46,8 @@ class Front:
     sark: Sark
     resolver: PrincipalResolver
     options: ExchangeOptions
+    instead: Instead
+    kept: KeptResponses
     background: set[asyncio.Task[None]] = field(default_factory=set)
 
 
@@ -58,17 +65,17 @@ class MeteredRequest:
         self._unread = True
         self._principal: Principal | None = None
         self._call: Call | None = None
-        self._invocation: Invocation | None = None
-        self._rewritten: bytes | None = None
+        self._said = Asserted()
+        self._idempotency: Idempotency | None = None
         self._request_id = f"req_{secrets.token_hex(12)}"
 
     async def run(self) -> None:
         """Serve the request; tells of its end exactly once."""
         answer = await self._admit()
-        if isinstance(answer, Admission):
+        if isinstance(answer, Attempt):
             await self._exchange(answer)
         elif isinstance(answer, Refusal):
-            await self._refuse(answer)
+            await self._replay_or_refuse(answer)
         elif answer is BodyFault.CLIENT_GONE:
             self._tell(RequestOutcome.INVALID, None, reason=answer.value)
         else:
@@ -76,16 +83,18 @@ class MeteredRequest:
 
     # --- before the app ----------------------------------------------------------------------------------------------
 
-    async def _admit(self) -> Admission | Refusal | BodyFault | None:
-        """Decide; None lets a message pass that costs nothing."""
-        sark = self._front.sark
+    async def _admit(self) -> Attempt | Refusal | BodyFault | None:
+        """Decide: an attempt that was admitted, or why nothing was; None lets a message pass that costs nothing."""
+        front = self._front
         if refused := self._refuse_unread():
             return refused
-        if not sark.started and (unready := await self._start()):
+        if unready := await start_late(front.sark, self._request_id):
             return unready
         try:
-            if unnamed := await self._name():
-                return unnamed
+            payer = await payer_of(front.resolver, self._scope, self._route.wire.name, self._request_id)
+            if isinstance(payer, Refusal):
+                return payer
+            self._principal = payer
             body = await self._read_body()
             if isinstance(body, Refusal | BodyFault):
                 return body
@@ -93,11 +102,13 @@ class MeteredRequest:
             self._call = call
             if call.wire == "mcp" and not call.tools:
                 return None
-            self._invocation = self._invoke(call)
-            self._rewritten = self._route.wire.request_body(call)
+            self._said = asserted_by(payer, self._route, call, self._scope["headers"])
+            if front.sark.settings.http.idempotency == "on":
+                self._idempotency = idempotency_of(payer, self._scope, body)
+            attempt = await front.instead.admit(self._route.wire, call, self._scope, self._invoke)
         except InvalidRequestError as error:
             return self._refusal(kind_of(error), str(error), param=error.param)
-        return await sark.enforcer.admit(self._invocation)
+        return attempt.answer if isinstance(attempt.answer, Refusal) else attempt
 
     def _refuse_unread(self) -> Refusal | None:
         """Refuse what cannot be metered whatever its body says."""
@@ -107,28 +118,6 @@ class MeteredRequest:
         if self._route.estimator is None:
             message = "Requests of this kind have no price here, so they are refused. A rule in [[routes]] can give them one."
             return self._refusal(RefusalKind.INVALID, message, reason="no_estimator")
-        return None
-
-    async def _start(self) -> Refusal | None:
-        """Start on the first request where the server has no lifespan; all who come meanwhile wait for the same start."""
-        try:
-            await self._front.sark.start()
-        except (StoreError, LedgerUnavailableError) as error:
-            _log.error("cannot start: %s", error)
-            return self._refusal(RefusalKind.UNAVAILABLE, "Spending cannot be checked at the moment.", reason="start")
-        return None
-
-    async def _name(self) -> Refusal | None:
-        try:
-            found = await self._front.resolver.resolve(self._scope, self._route.wire.name)
-        except InvalidRequestError:
-            raise
-        except Exception:  # noqa: BLE001  the hook boundary: a user's callable that fails must not let anybody in, nor the gateway down
-            _log.exception("naming the principal failed")
-            return self._refusal(RefusalKind.UNAVAILABLE, "It cannot be told who pays for the request.", reason="principal")
-        if isinstance(found, Unnamed):
-            return self._refusal(RefusalKind.UNAUTHENTICATED, found.reason)
-        self._principal = found
         return None
 
     async def _read_body(self) -> bytes | Refusal | BodyFault:
@@ -153,14 +142,29 @@ class MeteredRequest:
                 principal=self._principal,
                 scope=self._scope,
                 request_id=self._request_id,
+                said=self._said,
+                idempotency=self._idempotency,
             )
         )
 
     def _refusal(self, kind: RefusalKind, message: str, *, reason: str | None = None, param: str | None = None) -> Refusal:
-        wait = 1.0 if kind is RefusalKind.UNAVAILABLE else None
-        return Refusal(kind=kind, message=message, request_id=self._request_id, reason=reason, param=param, retry_after_s=wait)
+        return Refusal(kind=kind, message=message, request_id=self._request_id, reason=reason, param=param)
 
     # --- the answer --------------------------------------------------------------------------------------------------
+
+    async def _replay_or_refuse(self, refusal: Refusal) -> None:
+        """Answer what has been answered before as it was answered then, where that is still here."""
+        outcome = _REPEATED.get(refusal.kind)
+        kept = None
+        if refusal.kind in (RefusalKind.ALREADY_DONE, RefusalKind.IN_FLIGHT):
+            # In flight: its response is out, and only what it cost is not booked yet.
+            kept = self._front.kept.find(self._idempotency, self._scope["headers"])
+        if outcome is not None:
+            self._front.sark.instrumentation.idempotent_replayed(outcome if kept is None else "replayed")
+        if kept is None:
+            return await self._refuse(refusal)
+        self._tell(RequestOutcome.PASSED, kept.status, reason="replayed")
+        return await send_response(self._scope, self._send, kept.response)
 
     async def _refuse(self, refusal: Refusal) -> None:
         call = self._call
@@ -187,11 +191,14 @@ class MeteredRequest:
 
         await self._front.app(self._scope, replay, self._send)
 
-    async def _exchange(self, admission: Admission) -> None:
-        scope = self._scope
-        received = scope["headers"]
+    async def _exchange(self, attempt: Attempt) -> None:
+        scope, admission = self._scope, attempt.answer
+        assert isinstance(admission, Admission)
+        moved = attempt.call.path != scope["path"]
+        received = {name: scope[name] for name in ("headers", *(("path", "raw_path") if moved else ())) if name in scope}
+        self._call = attempt.call
         try:
-            exchange = self._prepare(admission)
+            exchange = self._prepare(attempt, admission)
         except BaseException:
             admission.release()
             raise
@@ -200,14 +207,18 @@ class MeteredRequest:
             await exchange.run(self._front.app, scope)
         finally:
             # What is around us sees the request as it came.
-            scope["headers"] = received
+            scope.update(received)
             self._tell(RequestOutcome.ADMITTED, exchange.status, added=added)
 
-    def _prepare(self, admission: Admission) -> Exchange:
-        scope, call, invocation, rewritten = self._scope, self._call, self._invocation, self._rewritten
-        assert call is not None and invocation is not None
-        ask = self._asker(admission, invocation)
+    def _prepare(self, attempt: Attempt, admission: Admission) -> Exchange:
+        scope, call = self._scope, attempt.call
+        rewritten = self._route.wire.request_body(call)
+        recording = self._front.kept.recording(self._idempotency, scope["headers"])
         scope["headers"] = forwarded_headers(scope["headers"], rewritten, identity=call.strip_accept_encoding)
+        if call.path != scope["path"] and (target := target_of(scope, call.path)):
+            scope["path"], raw_path = target
+            if raw_path is not None:
+                scope["raw_path"] = raw_path
         scope["sark.request_id"] = self._request_id
         return Exchange(
             admission=admission,
@@ -215,9 +226,9 @@ class MeteredRequest:
             call=call,
             body=call.raw if rewritten is None else rewritten,
             receive=self._receive,
-            send=self._send,
-            options=self._front.options,
-            ask=ask,
+            recipient=Recipient(self._send, self._front.options, recording),
+            notes=attempt.notes,
+            ask=self._asker(admission, attempt.invocation),
         )
 
     # --- after it ----------------------------------------------------------------------------------------------------

@@ -6,10 +6,13 @@ import asyncio
 from collections.abc import Iterator, Mapping
 
 from sark_mw.asgi.answer import send_response
-from sark_mw.asgi.exchange import ExchangeOptions
+from sark_mw.asgi.idempotency import KeptResponses
+from sark_mw.asgi.instead import Instead
 from sark_mw.asgi.lifespan import Lifespan
+from sark_mw.asgi.me import Me
 from sark_mw.asgi.metering import Front, MeteredRequest
 from sark_mw.asgi.principal import PrincipalResolver, PrincipalSource
+from sark_mw.asgi.recipient import ExchangeOptions
 from sark_mw.asgi.routes import Passes, Router
 from sark_mw.asgi.types import App, Receive, Scope, Send
 from sark_mw.errors import ConfigurationError
@@ -65,13 +68,19 @@ class SarkMiddleware:
             sark=self.sark,
             resolver=PrincipalResolver(self.sark.settings.principal, principal),
             options=ExchangeOptions(drain_on_disconnect=http.drain_on_disconnect, drain_timeout_s=http.drain_timeout_s),
+            instead=Instead(self.sark.settings.instead, self.sark),
+            kept=KeptResponses(http.idempotency_keep_bytes, http.idempotency_keep_s),
         )
+        self._me = Me(http.me_path, self.sark, self._front.resolver)
         self._tell = self.sark.instrumentation.request_finished
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._not_http(scope, receive, send)
         self._mark(scope)
+        if self._me.takes(scope):
+            self._tell(_PASSED)
+            return await self._me.answer(scope, send)
         route = self._router.match(scope["method"], scope["path"], scope.get("root_path") or "")
         if route is None and self._metered_only:
             return await self._refuse_unmetered(scope, send)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from urllib.parse import parse_qsl
 
-from sark_mw.asgi.types import RawHeaders, Scope, client_address
+from sark_mw.asgi.types import RawHeaders, Scope, client_address, once, single
 from sark_mw.errors import ConfigurationError, InvalidRequestError
 from sark_mw.instrumentation.keys import hash_key
 from sark_mw.limit import clean_scope
@@ -87,6 +87,7 @@ class PrincipalResolver:
                 raise ConfigurationError("principal.keys: a key_hash has 32 hex digits, as `sark-mw hash-key` prints them")
         for scope in (*settings.default_scopes, *(scope for key in settings.keys for scope in key.scopes)):
             _check_setting(scope)
+        self._above = memberships(settings.members)
 
     async def resolve(self, scope: Scope, wire: str = "plain") -> Principal | Unnamed:
         """Name the principal of a request in the dialect `wire`.
@@ -127,12 +128,12 @@ class PrincipalResolver:
     def _from_header(self, scope: Scope, headers: RawHeaders) -> Principal | None:
         if not self._networks or not self.is_trusted(client_address(scope)):
             return None
-        name = _single(headers, self._header)
+        name = single(headers, self._header)
         if not name:
             return None
-        scopes = _single(headers, self._scopes_header) or ""
+        scopes = single(headers, self._scopes_header) or ""
         listed = tuple(part.strip() for part in scopes.split(",") if part.strip())
-        return Principal(name, listed, _single(headers, self._root_header) or None)
+        return Principal(name, listed, single(headers, self._root_header) or None)
 
     def _is_trusted(self, address: str | None) -> bool:
         if address is None:
@@ -182,13 +183,34 @@ class PrincipalResolver:
 
     def _complete(self, principal: Principal) -> Principal:
         name = _check(with_kind(principal.principal_id))
-        scopes = dict.fromkeys((name, *(_check(scope) for scope in principal.scopes), *self._settings.default_scopes))
+        named = (name, *(_check(scope) for scope in principal.scopes), *self._settings.default_scopes)
+        scopes = dict.fromkeys((*named, *(scope for each in named for scope in self._above.get(each, ()))))
         if len(scopes) > MAX_SCOPES:
             raise InvalidRequestError(f"A request may touch at most {MAX_SCOPES} scopes.")
         root = principal.root or self._settings.root
         if len(root) > MAX_NAME_CHARS or clean_scope(root) != root:
             raise InvalidRequestError("The root must be a name without spaces or control characters.")
         return Principal(name, tuple(scopes), root)
+
+
+def memberships(members: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """Return all scopes that each scope belongs to, near ones first; raises `ConfigurationError` if one belongs to itself."""
+    for scope in (*members, *(above for listed in members.values() for above in listed)):
+        _check_setting(scope)
+    above: dict[str, tuple[str, ...]] = {}
+    for scope in members:
+        found = dict.fromkeys(members[scope])
+        left = [*found]
+        for each in left:
+            new = [further for further in members.get(each, ()) if further not in found]
+            found |= dict.fromkeys(new)
+            left += new
+        if scope in found:
+            raise ConfigurationError(f"principal.members: {scope!r} belongs to itself")
+        if len(found) >= MAX_SCOPES:
+            raise ConfigurationError(f"principal.members: {scope!r} belongs to {MAX_SCOPES} scopes or more")
+        above[scope] = tuple(found)
+    return above
 
 
 def with_kind(name: str) -> str:
@@ -217,17 +239,6 @@ def _network(text: str) -> IPv4Network | IPv6Network:
         raise ConfigurationError(f"principal.trusted_proxies: {error}") from error
 
 
-def _single(headers: RawHeaders, name: bytes) -> str | None:
-    # A proxy that appends its header instead of replacing it would let the client speak first.
-    value = _once(headers, name)
-    if value is None:
-        return None
-    try:
-        return value.decode("utf-8").strip()
-    except UnicodeDecodeError:
-        raise InvalidRequestError(f"The header {name.decode('latin-1')} is not UTF-8.") from None
-
-
 def _query_key(scope: Scope) -> str | None:
     """Return the API key in the query, where Gemini's callers may put it; no other dialect has one there."""
     query: bytes = scope.get("query_string", b"")
@@ -247,20 +258,12 @@ def _query_key(scope: Scope) -> str | None:
 
 def _bearer(headers: RawHeaders) -> str | None:
     # Split at any white space: whoever reads the header behind us may do so too.
-    kind, *token = (_once(headers, b"authorization") or b"").split(None, 1) or [b""]
+    kind, *token = (once(headers, b"authorization") or b"").split(None, 1) or [b""]
     return token[0].decode("latin-1").strip() or None if token and kind.lower() == b"bearer" else None
 
 
 def _key_in(headers: RawHeaders, name: bytes) -> str | None:
-    return (_once(headers, name) or b"").decode("latin-1").strip() or None
-
-
-def _once(headers: RawHeaders, name: bytes) -> bytes | None:
-    values = [value for key, value in headers if key == name]
-    if len(values) > 1:
-        # Which of them the provider reads is not known here.
-        raise InvalidRequestError(f"The header {name.decode('latin-1')} must not be repeated.")
-    return values[0] if values else None
+    return (once(headers, name) or b"").decode("latin-1").strip() or None
 
 
 def _from_scope(scope: Scope) -> Principal | None:

@@ -38,8 +38,8 @@ def effective(settings: Settings) -> dict[str, Any]:
     found: dict[str, Any] = settings.model_dump(mode="json")
     found["store"]["url"] = mask_url(settings.store.url)
     found["ledger"]["url"] = mask_url(settings.ledger.url.get_secret_value())
-    for upstream in found["serve"]["upstreams"]:
-        upstream["url"] = mask_url(upstream["url"])
+    for addressed in (*found["serve"]["upstreams"], *found["webhooks"]):
+        addressed["url"] = mask_url(addressed["url"])
     return found
 
 

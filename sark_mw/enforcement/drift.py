@@ -41,8 +41,8 @@ def _sum(total: CostTotal, unit: str) -> int:
 
 
 def comparable(line: Line) -> bool:
-    """Tell whether the ledger can say what a counter must be: not for concurrency, and not for windows that roll."""
-    return line.unit in _COLUMNS and not line.rolling_ms
+    """Tell whether the ledger can say what a counter must be: not for concurrency, nor windows that roll or end when idle."""
+    return line.unit in _COLUMNS and not line.rolling_ms and not line.idle_ms
 
 
 class Drift:

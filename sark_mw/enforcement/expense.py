@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sark_mw.enforcement.settler import SettleContext, Settler
-from sark_mw.enforcement.tables import LimitTables, ServerClock
+from sark_mw.enforcement.tables import Layout, LimitTables, ServerClock
 from sark_mw.errors import StoreDataLostError, StoreUnavailableError
 from sark_mw.ledger.entries import CallerEntry
 from sark_mw.reservation import Line, Need, Outcome, Reserve, ReserveReply, Resolution, Settle
@@ -72,12 +72,12 @@ class ExpenseBooks:
         lines: tuple[Line, ...] = ()
         made_ms = 0
         try:
-            lines, reply = await self._hold(expense)
+            expense, lines, reply = await self._hold(expense)
         except (StoreUnavailableError, StoreDataLostError):
             # Its answer may only be lost: the settle goes by the id. Without lines it is booked from the journal.
             layout = self._tables.last_layout(expense.root, expense.entry.scopes)
             if layout is not None:
-                lines, made_ms = layout.lines, self._clock.now_ms()
+                expense, lines, made_ms = _touching(expense, layout), layout.lines, self._clock.now_ms()
         else:
             made_ms = reply.made_ms or reply.at_ms
             if reply.outcome is Outcome.SETTLED:
@@ -89,11 +89,12 @@ class ExpenseBooks:
             journalled=answer is None,
         )
 
-    async def _hold(self, expense: Expense) -> tuple[tuple[Line, ...], ReserveReply]:
-        made_ms = 0
+    async def _hold(self, expense: Expense) -> tuple[Expense, tuple[Line, ...], ReserveReply]:
+        asked, made_ms = expense, 0
         for _ in range(_ATTEMPTS):
             try:
-                layout = await self._tables.layout(expense.root, expense.entry.scopes)
+                layout = await self._tables.layout(expense.root, asked.entry.scopes)
+                expense = _touching(asked, layout)
                 reply = await self._store.reserve(
                     Reserve(
                         reservation_id=expense.reservation_id,
@@ -123,8 +124,13 @@ class ExpenseBooks:
                 ahead = max((line.starts_ms for line in layout.lines), default=0) - reply.at_ms
                 await asyncio.sleep(min(max(ahead, 0), 50) / 1000)
             else:
-                return layout.lines, reply
+                return expense, layout.lines, reply
         raise StoreUnavailableError("the limits kept changing while an expense was booked")
+
+
+def _touching(expense: Expense, layout: Layout) -> Expense:
+    """Name in the entry all that it touches: the parents of limits too."""
+    return replace(expense, entry=replace(expense.entry, scopes=layout.scopes))
 
 
 def _settle(expense: Expense, lines: tuple[Line, ...], made_ms: int) -> Settle:

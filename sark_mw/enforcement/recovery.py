@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from sark_mw.enforcement.plan import RebuildPlan
 from sark_mw.errors import LedgerError, StoreDataLostError, StoreError, StoreUnavailableError
 from sark_mw.ledger.base import Ledger
+from sark_mw.ledger.events import Adjustment
 from sark_mw.limit import Limit
 from sark_mw.store.base import RestorableStore
 
@@ -105,16 +106,31 @@ class Recovery:
         except StoreError as error:
             _log.warning("store: the outbox could not be emptied before the rebuild: %s", error)
 
+    async def _adjustments(self, limits: Sequence[Limit]) -> list[Adjustment]:
+        """Read the top-ups and overrides of these limits; later ones are sent by whoever makes them, and by the upkeep."""
+        if not limits:
+            return []
+        since = {(limit.root, str(limit.since_ms)) for limit in limits}
+        found = [each for root in {limit.root for limit in limits} for each in await self._ledger.adjustments(root)]
+        # Of a limit that was dropped, or dropped and set again, nothing is left.
+        return [each for each in found if (each.counter.partition("|")[0], each.counter.rpartition("|")[2]) in since]
+
     async def _begin(self, shard: int, limits: Sequence[Limit]) -> None:
         for _ in range(_ATTEMPTS):
             position = await self._store.position(shard)
             if position.epoch:
                 return  # somebody else was first
-            plan = RebuildPlan(limits, position.at_ms)
+            plan = RebuildPlan(limits, position.at_ms, await self._adjustments(limits))
             epoch = secrets.token_hex(8)
             books = await self._ledger.begin_epoch(shard, epoch, plan.query(self._store.retention_ms))
             in_force = await self._store.restore(
-                shard, limits, plan.counters(books), books.fence.base_seq, plan.resolved(books), epoch=epoch
+                shard,
+                limits,
+                plan.counters(books),
+                books.fence.base_seq,
+                plan.resolved(books),
+                epoch=epoch,
+                grants=plan.grants(books),
             )
             if in_force != epoch:
                 await self._ledger.adopt_epoch(shard, epoch, in_force)

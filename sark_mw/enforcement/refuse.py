@@ -111,7 +111,10 @@ def refuse_repeated(reply: ReserveReply, request_id: str) -> Refusal:
         message = "A request with this idempotency key is being answered: wait for it."
         return Refusal(kind=RefusalKind.IN_FLIGHT, message=message, request_id=request_id, retry_after_s=1)
     if reply.outcome is Outcome.ALREADY_DONE:
-        message = "A request with this idempotency key has been answered and paid for. Its answer is not kept here; another key makes a new request."
+        message = (
+            "A request with this idempotency key has been answered and paid for. Its answer is not kept here; "
+            "another key makes a new request."
+        )
         return Refusal(kind=RefusalKind.ALREADY_DONE, message=message, request_id=request_id)
     message = "This idempotency key came with another request before: use a new key for each request."
     return Refusal(kind=RefusalKind.IDEMPOTENCY, message=message, request_id=request_id)

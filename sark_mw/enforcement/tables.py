@@ -68,7 +68,7 @@ class LimitTables:
 
     def __init__(self, store: ReservationStore, clock: ServerClock) -> None:
         self._store = store
-        self._clock = clock
+        self.clock = clock
         self._tables: OrderedDict[str, LimitTable] = OrderedDict()
         self._indices: dict[str, tuple[LimitTable, LimitIndex]] = {}
         self._laid: OrderedDict[tuple[str, Request], _Laid] = OrderedDict()
@@ -101,7 +101,7 @@ class LimitTables:
 
     async def _read(self, root: str) -> LimitTable:
         table = await self._store.limits(root)
-        self._clock.heard(table.at_ms)
+        self.clock.heard(table.at_ms)
         self._tables[root] = table
         self._tables.move_to_end(root)
         if len(self._tables) > _MAX_ROOTS:
@@ -119,7 +119,7 @@ class LimitTables:
         return list(self._tables.values())
 
     def _lay_out(self, table: LimitTable, request: Request) -> Layout:
-        now = self._clock.now_ms()
+        now = self.clock.now_ms()
         key = (table.root, request)
         laid = self._laid.get(key)
         if laid is not None and laid.table is table and laid.from_ms <= now < laid.until_ms:

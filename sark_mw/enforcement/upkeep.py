@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from sark_mw.enforcement.admission import Admission
 from sark_mw.enforcement.drift import Drift
 from sark_mw.enforcement.ending import end_tasks
+from sark_mw.enforcement.grants import Grants
 from sark_mw.enforcement.journal import Journal
 from sark_mw.enforcement.leases import LeasePool
 from sark_mw.enforcement.recovery import Recovery
 from sark_mw.enforcement.rehold import Rehold
 from sark_mw.enforcement.tables import LimitTables, ServerClock
+from sark_mw.enforcement.webhooks import Webhooks
 from sark_mw.errors import SarkError
 from sark_mw.instrumentation.base import Instrumentation, Settled
 from sark_mw.ledger.base import Ledger
@@ -35,6 +37,8 @@ class UpkeepOptions:
     journal_s: float = 5.0
     drift_s: float = 60.0
     watch_s: float = 5.0
+    grants_s: float = 10.0
+    webhooks_s: float = 1.0
 
 
 class Upkeep:
@@ -53,6 +57,8 @@ class Upkeep:
         drift: Drift,
         recovery: Recovery,
         rehold: Rehold,
+        grants: Grants,
+        webhooks: Webhooks | None = None,
         instrumentation: Instrumentation,
         options: UpkeepOptions,
     ) -> None:
@@ -66,6 +72,8 @@ class Upkeep:
         self._drift = drift
         self._recovery = recovery
         self._rehold = rehold
+        self._grants = grants
+        self._webhooks = webhooks
         self._instrumentation = instrumentation
         self._options = options
         self._tasks: list[asyncio.Task[None]] = []
@@ -80,7 +88,10 @@ class Upkeep:
             (self.book_journal, self._options.journal_s),
             (self._drift.measure, self._options.drift_s),
             (self._recovery.watch, self._options.watch_s),
+            (self._grants.send_again, self._options.grants_s),
         )
+        if self._webhooks is not None:
+            rounds = (*rounds, (self._webhooks.round, self._options.webhooks_s))
         self._tasks = [asyncio.ensure_future(self._repeat(one, every)) for one, every in rounds]
 
     async def aclose(self) -> None:

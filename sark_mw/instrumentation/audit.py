@@ -30,9 +30,10 @@ MAX_TEXT_LENGTH = 200
 #: Everything that an audit line may say. Arguments, prompts, bodies, headers and keys are not in it and so cannot be said.
 FIELDS = frozenset(
     {
-        "actual_nanos", "amount", "booked", "breaker", "count", "entries", "estimated_nanos", "held", "kind", "late", "limit_id",
-        "mode", "model", "oldest_seconds", "operation", "outcome", "overrun", "plugin", "principal_id", "provider", "reason",
-        "request_id", "reservation_id", "root", "rows", "seconds", "shadowed", "shard", "state", "status", "unit", "wire",
+        "actual_nanos", "amount", "booked", "breaker", "count", "detail", "entries", "estimated_nanos", "held", "kind", "late",
+        "limit_id", "mode", "model", "oldest_seconds", "operation", "outcome", "overrun", "plugin", "principal_id", "provider",
+        "reason", "request_id", "reservation_id", "root", "rows", "scope", "seconds", "shadowed", "shard", "state", "status",
+        "unit", "wire",
     }
 )  # fmt: skip
 _STRUCTURAL = frozenset({"event", "level", "timestamp"})
@@ -108,7 +109,7 @@ def configure_logging(renderer: Renderer = "json", level: int = logging.INFO) ->
 
 
 class AuditInstrumentation(NullInstrumentation):
-    """Write `sark.admitted`, `.refused`, `.settled`, `.expired`, `.policy`, `.store`, `.ledger` and `.estimate`.
+    """Write `sark.admitted`, `.refused`, `.settled`, `.expired`, `.policy`, `.store`, `.ledger`, `.estimate` and `.limit_event`.
 
     A logger passed in keeps its own processors; the fields are filtered here as well.
     """
@@ -209,3 +210,8 @@ class AuditInstrumentation(NullInstrumentation):
         """Write a drift that is not 0."""
         if amount:
             self._write(logging.ERROR, "sark.ledger", outcome="drift", shard=shard, unit=unit, amount=amount)
+
+    def limit_event(self, kind: str, unit: str, scope: str, limit_id: str, root: str, detail: str) -> None:
+        """Write what happened to a limit; a threshold that fired is a warning."""
+        level = logging.WARNING if kind == "threshold" else logging.INFO
+        self._write(level, "sark.limit_event", kind=kind, unit=unit, scope=scope, limit_id=limit_id, root=root, detail=detail)

@@ -167,6 +167,18 @@ class Instrumentation(Protocol):
     def journal_measured(self, entries: int) -> None:
         """Hear how many fail-open passes wait in this process's journal to be booked."""
 
+    def limit_event(self, kind: str, unit: str, scope: str, limit_id: str, root: str, detail: str) -> None:
+        """Hear what happened to a limit (`threshold`, `top_up`, …): the flusher, or who changed it; `detail` is a JSON object."""
+
+    def webhook_delivered(self, outcome: str) -> None:
+        """Hear how an attempt to deliver an event to a webhook ended: `delivered`, `failed`, or `given_up` after the last one."""
+
+    def request_adapted(self, kind: str) -> None:
+        """Hear that a request was made cheaper to fit its limits: `clamped` (its output) or `downgraded` (its model)."""
+
+    def idempotent_replayed(self, outcome: str) -> None:
+        """Hear how a request whose idempotency key was there already ended: `replayed`, `in_flight`, `done` or `reused`."""
+
 
 class NullInstrumentation:
     """Hear everything and do nothing; the base for an instrumentation that cares about a few events only."""
@@ -217,6 +229,18 @@ class NullInstrumentation:
         """Do nothing."""
 
     def journal_measured(self, entries: int) -> None:
+        """Do nothing."""
+
+    def limit_event(self, kind: str, unit: str, scope: str, limit_id: str, root: str, detail: str) -> None:
+        """Do nothing."""
+
+    def webhook_delivered(self, outcome: str) -> None:
+        """Do nothing."""
+
+    def request_adapted(self, kind: str) -> None:
+        """Do nothing."""
+
+    def idempotent_replayed(self, outcome: str) -> None:
         """Do nothing."""
 
 
@@ -304,3 +328,19 @@ class Composite:
     def journal_measured(self, entries: int) -> None:
         """Tell all."""
         self._tell("journal_measured", entries)
+
+    def limit_event(self, kind: str, unit: str, scope: str, limit_id: str, root: str, detail: str) -> None:
+        """Tell all."""
+        self._tell("limit_event", kind, unit, scope, limit_id, root, detail)
+
+    def webhook_delivered(self, outcome: str) -> None:
+        """Tell all."""
+        self._tell("webhook_delivered", outcome)
+
+    def request_adapted(self, kind: str) -> None:
+        """Tell all."""
+        self._tell("request_adapted", kind)
+
+    def idempotent_replayed(self, outcome: str) -> None:
+        """Tell all."""
+        self._tell("idempotent_replayed", outcome)

@@ -53,6 +53,7 @@ class Metrics:
         self._store()
         self._money()
         self._ledger()
+        self._limits()
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(f"sark_{name}", text, registry=self._registry)
@@ -132,3 +133,15 @@ class Metrics:
             "drift_units", "Counter minus ledger in requests or tokens.", "livemostrecent", "shard", "unit"
         )
         self.journal = self._gauge("journal_entries", "Fail-open passes that wait to be booked.", "livesum")
+
+    def _limits(self) -> None:
+        self.limit_events = self._counters(
+            "limit_events_total", "What happened to limits: thresholds, top-ups, ….", "kind", "unit"
+        )
+        self.webhook_deliveries = self._counters(
+            "webhook_deliveries_total", "Attempts to deliver an event to a webhook, by how they ended.", "outcome"
+        )
+        self.adapted = self._counters("requests_adapted_total", "Requests made cheaper to fit their limits.", "kind")
+        self.idempotent = self._counters(
+            "idempotent_total", "Requests whose idempotency key was there already, by how they ended.", "outcome"
+        )

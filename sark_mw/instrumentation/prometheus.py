@@ -86,10 +86,13 @@ class PrometheusInstrumentation:
         # Outcomes are enums, but the label must stay bounded whatever a custom store answers.
         self._outcome, self._unit, self._breaker = BoundedLabel(limit=64), BoundedLabel(limit=20), BoundedLabel(limit=256)
         self._shard = BoundedLabel(limit=1024)
+        self._event = BoundedLabel(limit=20)
         self._plugins: set[str] = set()
         # Alerts look at increases: a counter that is born at 1 has none, so these are born at 0.
         for mode in ("allow", "leased"):
             self.metrics.failures_allowed(mode)
+        for outcome in ("delivered", "failed", "given_up"):
+            self.metrics.webhook_deliveries(outcome)
 
     def scrape_registry(self) -> CollectorRegistry:
         """Return what `/metrics` shows: this process, or all workers of the host."""
@@ -206,3 +209,19 @@ class PrometheusInstrumentation:
     def journal_measured(self, entries: int) -> None:
         """Show how many wait."""
         self.metrics.journal.set(entries)
+
+    def limit_event(self, kind: str, unit: str, scope: str, limit_id: str, root: str, detail: str) -> None:
+        """Count it by kind and unit; whose limit it is, the audit trail says."""
+        self.metrics.limit_events(self._event(kind), self._unit(unit)).inc()
+
+    def webhook_delivered(self, outcome: str) -> None:
+        """Count the attempt."""
+        self.metrics.webhook_deliveries(self._outcome(outcome)).inc()
+
+    def request_adapted(self, kind: str) -> None:
+        """Count it."""
+        self.metrics.adapted(self._outcome(kind)).inc()
+
+    def idempotent_replayed(self, outcome: str) -> None:
+        """Count it."""
+        self.metrics.idempotent(self._outcome(outcome)).inc()

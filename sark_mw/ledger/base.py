@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
+from sark_mw.ledger.events import Adjustment, EventFilter, LimitEvent, RecordedEvent
 from sark_mw.limit import Limit
 
 #: The column that counts each unit that a limit may have, but for concurrency, which is given back.
@@ -237,6 +238,30 @@ class Ledger(Protocol):
     async def load_limits(self) -> list[Limit]:
         """Read every limit that was saved and not dropped."""
 
+    async def record_events(self, events: Sequence[LimitEvent]) -> int:
+        """Record what happened to limits, each event once by its id, in one transaction; return how many were new."""
+
+    async def record_new(self, events: Sequence[LimitEvent]) -> list[LimitEvent]:
+        """Record as `record_events` does; return those that were new."""
+
+    async def events(self, query: EventFilter, most: int = 100) -> list[RecordedEvent]:
+        """List what happened to limits, the newest first."""
+
+    async def adjustments(self, root: str | None = None, counters: Sequence[str] = ()) -> list[Adjustment]:
+        """Sum up top-ups and find the newest overrides: of a root (None: all), of these counters and bases if any are given."""
+
+    async def claim_events(self, kinds: Sequence[str], now_ms: int, retry_ms: int, most: int) -> list[RecordedEvent]:
+        """Take undelivered events whose next attempt is due, the oldest first, and put that attempt off to `now_ms + retry_ms`.
+
+        No two that claim at once get the same event. Events that are older than `CLAIMED_FOR_MS` are given up.
+        """
+
+    async def delivered(self, seqs: Sequence[int]) -> None:
+        """Note that events were delivered: nobody claims them again."""
+
+    async def postpone(self, seq: int, until_ms: int, done: Sequence[str] = ()) -> None:
+        """Let an event be claimed again from `until_ms` on, and note which receivers have it already."""
+
     async def migrate(self) -> list[str]:
         """Bring the schema up to date; return the names of the migrations that ran."""
 
@@ -254,78 +279,3 @@ class CountsRejected(Protocol):
     @property
     def rejected_rows(self) -> int:
         """Entries that this process put into `ledger_rejected`."""
-
-
-class OutboxRecord(Protocol):
-    """One entry of the outbox as the flusher reads it; `sark_mw.store.base.OutboxEntry` is one."""
-
-    @property
-    def shard(self) -> int:
-        """Number of the shard."""
-
-    @property
-    def shard_seq(self) -> int:
-        """Number within the shard."""
-
-    @property
-    def epoch(self) -> str:
-        """Name of the life of the shard's data."""
-
-    @property
-    def reservation_id(self) -> str:
-        """Id of the reservation, unique together with `part`."""
-
-    @property
-    def part(self) -> int:
-        """Number within the reservation."""
-
-    @property
-    def kind(self) -> str:
-        """How it was resolved."""
-
-    @property
-    def root(self) -> str:
-        """The scope whose limits live together."""
-
-    @property
-    def reserved_ms(self) -> int:
-        """When it was reserved."""
-
-    @property
-    def booked_ms(self) -> int:
-        """When it was resolved."""
-
-    @property
-    def booked(self) -> tuple[tuple[str, int], ...]:
-        """Unit and signed amount of each unit booked."""
-
-    @property
-    def estimated(self) -> bool:
-        """True where the usage was never known."""
-
-    @property
-    def late(self) -> bool:
-        """True for a correction after the end."""
-
-    @property
-    def entry_json(self) -> str:
-        """The caller's part: see `sark_mw.ledger.entries`."""
-
-
-RecordT = TypeVar("RecordT", bound=OutboxRecord)
-
-
-class LedgerOutbox(Protocol[RecordT]):
-    """What the flusher needs of an outbox; `sark_mw.store.base.Outbox` is one, with `OutboxEntry` for its records."""
-
-    async def read(self, consumer: str, count: int) -> list[RecordT]:
-        """Take up to `count` new entries."""
-
-    async def reclaim(self, consumer: str, idle_ms: int, count: int) -> list[RecordT]:
-        """Take over entries of the dead, and this consumer's own."""
-
-    async def acknowledge(self, entries: Sequence[RecordT]) -> None:
-        """Drop entries that are safely in the ledger."""
-
-    async def backlog(self) -> int:
-        """Count the entries that are not in the ledger yet."""

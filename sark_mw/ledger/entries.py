@@ -31,7 +31,8 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
-from sark_mw.ledger.base import LedgerEntry, OutboxRecord
+from sark_mw.ledger.base import LedgerEntry
+from sark_mw.ledger.outbox import OutboxRecord
 
 _INT64 = 2**63
 _BOOKED = {

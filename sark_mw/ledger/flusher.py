@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from typing import Generic, Protocol
 
 from sark_mw.errors import LedgerError, StoreError
-from sark_mw.ledger.base import CountsRejected, Ledger, LedgerEntry, LedgerOutbox, RecordT
+from sark_mw.ledger.base import CountsRejected, Ledger, LedgerEntry
 from sark_mw.ledger.entries import ledger_entry
+from sark_mw.ledger.events import EVENT_KINDS, event_of
+from sark_mw.ledger.outbox import LedgerOutbox, RecordT
 
 _FAULTS = (LedgerError, StoreError)
 
@@ -26,13 +28,15 @@ _FAULTS = (LedgerError, StoreError)
 class FlushReport:
     """Where a flusher stands; the counts are since it was made.
 
-    `flushed` entries were acknowledged, of which `new_rows` were not in the ledger before and `rejected` went to
-    `ledger_rejected`. `failures` are those in a row: 0 means that the last attempt went well. `lag_ms` is the age of the oldest
-    entry in hand that could not be written yet, or 0. `backlog` is what waits in the outbox, None where it could not be asked.
+    `flushed` entries were acknowledged, of which `new_rows` and `new_events` (of limits) were not in the ledger before and
+    `rejected` went to `ledger_rejected`. `failures` are those in a row: 0 means that the last attempt went well. `lag_ms` is the
+    age of the oldest entry in hand that could not be written yet, or 0. `backlog` is what waits in the outbox, None where it
+    could not be asked.
     """
 
     flushed: int = 0
     new_rows: int = 0
+    new_events: int = 0
     rejected: int = 0
     batches: int = 0
     failures: int = 0
@@ -55,6 +59,9 @@ class FlushEvents(Protocol):
 
     def expiry_booked(self, provider: str, model: str | None, unit: str, amount: int) -> None:
         """Hear what an expired hold was booked at."""
+
+    def limit_event(self, kind: str, unit: str, scope: str, limit_id: str, root: str, detail: str) -> None:
+        """Hear of an event of a limit that was new to the ledger; `detail` is its JSON."""
 
 
 class FenceKeeper(Protocol[RecordT]):
@@ -105,7 +112,7 @@ class Flusher(Generic[RecordT]):
         #: Taken from the outbox and not acknowledged yet: tried again as it is, so that the order stays.
         self._taken: list[RecordT] = []
         self._reclaim_at = self._measure_at = 0.0
-        self._flushed = self._new_rows = self._batches = self._failures = 0
+        self._flushed = self._new_rows = self._new_events = self._batches = self._failures = 0
         self._last_error: str | None = None
         self._backlog: int | None = None
 
@@ -154,14 +161,26 @@ class Flusher(Generic[RecordT]):
 
     async def _move(self, records: list[RecordT]) -> None:
         started = time.perf_counter()
-        entries = [ledger_entry(record) for record in records]
-        new, written = await self._append(records, entries)
+        events = [record for record in records if record.kind in EVENT_KINDS]
+        booked = [record for record in records if record.kind not in EVENT_KINDS]
+        entries = [ledger_entry(record) for record in booked]
+        # Events first: what they tell is told even if the entries have to wait, and what entries tell is told when they are in.
+        await self._record(events)
+        new, written = await self._append(booked, entries) if booked else (0, booked)
         seconds = time.perf_counter() - started
-        await self._outbox.acknowledge(written)
-        self._flushed += len(entries)
+        await self._outbox.acknowledge([*written, *events])
+        self._flushed += len(records)
         self._new_rows += new
         self._batches += 1
         self._tell(entries, new, seconds)
+
+    async def _record(self, records: Sequence[RecordT]) -> None:
+        """Keep events of limits: they are no entries, so the fence does not concern them."""
+        new = await self._ledger.record_new([event_of(record) for record in records]) if records else []
+        self._new_events += len(new)
+        if self._events is not None:
+            for event in new:
+                self._events.limit_event(event.kind, event.unit, event.scope, event.limit_id, event.root, event.detail_json)
 
     async def _append(self, records: Sequence[RecordT], entries: Sequence[LedgerEntry]) -> tuple[int, Sequence[RecordT]]:
         """Return how many rows were new, and what is in the ledger now: all but what was booked again."""
@@ -190,6 +209,7 @@ class Flusher(Generic[RecordT]):
         return FlushReport(
             flushed=self._flushed,
             new_rows=self._new_rows,
+            new_events=self._new_events,
             rejected=self._ledger.rejected_rows if isinstance(self._ledger, CountsRejected) else 0,
             batches=self._batches,
             failures=self._failures,

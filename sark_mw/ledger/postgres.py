@@ -24,11 +24,11 @@ from sark_mw.ledger.base import (
     ScopeTotal,
 )
 from sark_mw.ledger.postgres_fence import adopt, divide, forked, is_overtaken, lock, put_fence, read_fence
+from sark_mw.ledger.postgres_limits import PostgresLimits
 from sark_mw.ledger.postgres_schema import Policies, migrate, schema_version
 from sark_mw.ledger.postgres_sums import INSTANT, last_sequence, resolved, scope_totals
-from sark_mw.ledger.rows import COLUMNS, LIMIT_COLUMNS, MAX_MS, Row, clean_text, content_of, limit_of, limit_row, row_of
+from sark_mw.ledger.rows import COLUMNS, MAX_MS, Row, clean_text, content_of, row_of
 from sark_mw.ledger.summary import COUNTED, LOOK_BACK, SUMMED, Spelling, base_after, is_complete, sum_query, total_of
-from sark_mw.limit import Limit
 
 _Connection: TypeAlias = Any  # asyncpg's pool hands out proxies that its own annotations do not cover
 
@@ -96,12 +96,6 @@ _SPELLING = Spelling(
     parameter="${}",
 )
 _SUMS = ", ".join(f"coalesce(sum({column}), 0)" for column in SUMMED)
-_PUT_LIMIT = f"""
-    insert into principal_budgets (limit_id, {", ".join(LIMIT_COLUMNS)}) values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
-    on conflict (root, limit_id) do update set scope = excluded.scope, amount = excluded.amount, mode = excluded.mode,
-        since_ms = excluded.since_ms, updated_at = now(), deleted_at = null
-"""  # noqa: S608
-_DROP_LIMIT = "update principal_budgets set deleted_at = now() where root = $1 and limit_id = $2 and deleted_at is null"
 
 
 @dataclass(slots=True)
@@ -111,7 +105,7 @@ class _Inserted:
     forked: set[tuple[int, str]] = field(default_factory=set)
 
 
-class PostgresLedger:
+class PostgresLedger(PostgresLimits):
     """Keep the ledger in the database of `dsn` (`postgresql://user@host/database`).
 
     `deadline_s` bounds every statement, `migrate_deadline_s` one of a migration. With TimescaleDB, `retention` drops chunks whose
@@ -272,18 +266,6 @@ class PostgresLedger:
         async with self._connection() as connection:
             return await scope_totals(connection, shard, from_ms, until_ms, self._deadline_s)
 
-    async def save_limits(self, put: Sequence[Limit], drop: Sequence[tuple[str, str]]) -> None:
-        """Keep limits in `principal_budgets`; `drop` names (root, limit_id)."""
-        async with self._connection() as connection, connection.transaction():
-            await connection.executemany(_DROP_LIMIT, drop)
-            await connection.executemany(_PUT_LIMIT, [limit_row(limit) for limit in put])
-
-    async def load_limits(self) -> list[Limit]:
-        """Read every limit that was saved and not dropped."""
-        sql = f"select {', '.join(LIMIT_COLUMNS)} from principal_budgets where deleted_at is null order by root, limit_id"  # noqa: S608
-        async with self._connection() as connection:
-            return [limit_of(row) for row in await connection.fetch(sql)]
-
     async def migrate(self) -> list[str]:
         """Bring the schema up to date; return what was done, and what TimescaleDB's licence did not allow.
 
@@ -338,7 +320,7 @@ class PostgresLedger:
             yield
         except _NOT_NOW as error:
             raise LedgerUnavailableError(f"PostgreSQL: {type(error).__name__}: {error}") from error
-        except asyncpg.UndefinedTableError as error:
+        except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError) as error:
             raise LedgerError(f"the ledger's schema is not there or too old, run `sark-mw migrate`: {error}") from error
         except (asyncpg.PostgresError, ValueError, OverflowError) as error:
             raise LedgerError(f"PostgreSQL: {type(error).__name__}: {error}") from error

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from sark_mw.ledger.base import LedgerEntry
 from sark_mw.limit import Limit
+from sark_mw.limit_options import limit_options, options_of_limit
 
 Cell: TypeAlias = str | int | bool | tuple[str, ...] | None
 Row: TypeAlias = tuple[Cell, ...]
@@ -28,7 +29,7 @@ _NAMES = frozenset({"principal_id", "resource_id", "capability_id", "provider", 
 #: 9999-12-31, the last day that every tool can show.
 MAX_MS = 253_402_300_799_999
 
-LIMIT_COLUMNS = ("root", "scope", "unit", "amount", "limit_window", "timezone", "mode", "since_ms")
+LIMIT_COLUMNS = ("root", "scope", "unit", "amount", "limit_window", "timezone", "mode", "since_ms", "options")
 
 
 _FIELDS = tuple(field.name for field in fields(LedgerEntry))
@@ -88,16 +89,25 @@ def _clean(value: object) -> object:
 
 def limit_of(row: Sequence[Any]) -> Limit:
     """Make a limit of a row of `LIMIT_COLUMNS`."""
-    root, scope, unit, amount, window, timezone, mode, since_ms = row
+    root, scope, unit, amount, window, timezone, mode, since_ms, options = row
     return Limit(
-        root=root, scope=scope, unit=unit, amount=Decimal(amount), window=window, timezone=timezone, mode=mode, since_ms=since_ms
+        root=root,
+        scope=scope,
+        unit=unit,
+        amount=Decimal(amount),
+        window=window,
+        timezone=timezone,
+        mode=mode,
+        since_ms=since_ms,
+        **limit_options(json.loads(options)),
     )
 
 
 def limit_row(limit: Limit) -> tuple[str | Decimal | int, ...]:
     """Lay out a limit: its id, then `LIMIT_COLUMNS`."""
     rule = (str(limit.unit), limit.amount, limit.window, limit.timezone, str(limit.mode), limit.since_ms)
-    return limit.limit_id, limit.root, limit.scope, *rule
+    options = json.dumps(options_of_limit(limit), separators=(",", ":"))
+    return limit.limit_id, limit.root, limit.scope, *rule, options
 
 
 def content_of(row: Row) -> tuple[str, str]:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from decimal import Decimal
 from pathlib import Path
 from typing import TypeVar
 
-from sark_mw.errors import ConfigurationError, LedgerError, LedgerUnavailableError
+from sark_mw.errors import ConfigurationError, LedgerError
 from sark_mw.ledger.base import (
     Appended,
     CostFilter,
@@ -24,12 +22,13 @@ from sark_mw.ledger.base import (
     ResolvedReservation,
     ScopeTotal,
 )
-from sark_mw.ledger.rows import COLUMNS, LIMIT_COLUMNS, SCOPES, Row, clean_text, content_of, limit_of, limit_row, row_of
+from sark_mw.ledger.rows import COLUMNS, SCOPES, Row, clean_text, content_of, row_of
 from sark_mw.ledger.schema import Migration, migrations
+from sark_mw.ledger.sqlite_connection import mapped, open_file, transaction
 from sark_mw.ledger.sqlite_fence import adopt, divide, forked, is_overtaken, put_fence, read_fence
+from sark_mw.ledger.sqlite_limits import SqliteLimits
 from sark_mw.ledger.sqlite_sums import SUMS, joined, last_sequence, resolved, scope_totals
 from sark_mw.ledger.summary import COUNTED, LOOK_BACK, Spelling, base_after, is_complete, sum_query, total_of
-from sark_mw.limit import Limit
 
 _T = TypeVar("_T")
 #: What an entry raises that will raise it again however often it is tried.
@@ -42,15 +41,6 @@ _SPELLING = Spelling(
     scope="id in (select entry from cost_tracking_scopes where scope = {})",
     parameter="?",
 )
-_PUT_LIMIT = f"""
-    insert into principal_budgets (limit_id, {", ".join(LIMIT_COLUMNS)}) values ({", ".join("?" * (len(LIMIT_COLUMNS) + 1))})
-    on conflict (root, limit_id) do update set scope = excluded.scope, amount = excluded.amount, mode = excluded.mode,
-        since_ms = excluded.since_ms, updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), deleted_at = null
-"""  # noqa: S608
-_DROP_LIMIT = """
-    update principal_budgets set deleted_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
-    where root = ? and limit_id = ? and deleted_at is null
-"""
 _MIGRATIONS_TABLE = """
     create table if not exists schema_migrations (
         track text not null, version integer not null, name text not null, description text not null,
@@ -59,7 +49,7 @@ _MIGRATIONS_TABLE = """
 """
 
 
-class SqliteLedger:
+class SqliteLedger(SqliteLimits):
     """Keep the ledger in a file (`sqlite:///relative`, `sqlite:////absolute`) or in memory (`sqlite:///:memory:`).
 
     All work is done in one thread of its own, so the event loop never waits for the disk; `deadline_s` bounds the wait for
@@ -86,7 +76,7 @@ class SqliteLedger:
         rows = [row_of(entry) for entry in entries]
 
         def append(connection: sqlite3.Connection) -> int:
-            with _transaction(connection):
+            with transaction(connection):
                 new, rejected = _append(connection, rows)
             self._rejected_rows += rejected
             return new
@@ -99,7 +89,7 @@ class SqliteLedger:
         came = {id(row): entry for row, entry in zip(rows, entries, strict=True)}
 
         def append(connection: sqlite3.Connection) -> Appended:
-            with _transaction(connection):
+            with transaction(connection):
                 current, refused = divide(connection, rows)
                 twins = forked(connection, current)
                 new, rejected = _append(connection, current)
@@ -112,7 +102,7 @@ class SqliteLedger:
         """Put up the fence for a new epoch of a shard, and read what there is, in one step."""
 
         def begin(connection: sqlite3.Connection) -> EpochBooks:
-            with _transaction(connection):
+            with transaction(connection):
                 last = last_sequence(connection, shard, None)
                 fence = Fence(shard=shard, epoch=epoch, base_seq=base_after(last))
                 put_fence(connection, fence)
@@ -179,21 +169,6 @@ class SqliteLedger:
         """Sum every scope of a shard in one pass, over reservations of `from_ms <= t < until_ms`."""
         return await self._work(lambda connection: scope_totals(connection, shard, from_ms, until_ms))
 
-    async def save_limits(self, put: Sequence[Limit], drop: Sequence[tuple[str, str]]) -> None:
-        """Keep limits in `principal_budgets`; `drop` names (root, limit_id)."""
-
-        def save(connection: sqlite3.Connection) -> None:
-            with _transaction(connection):
-                connection.executemany(_DROP_LIMIT, drop)
-                connection.executemany(_PUT_LIMIT, [_textual(limit_row(limit)) for limit in put])
-
-        await self._work(save)
-
-    async def load_limits(self) -> list[Limit]:
-        """Read every limit that was saved and not dropped."""
-        sql = f"select {', '.join(LIMIT_COLUMNS)} from principal_budgets where deleted_at is null order by root, limit_id"  # noqa: S608
-        return [limit_of(row) for row in await self._work(lambda connection: connection.execute(sql).fetchall())]
-
     async def migrate(self) -> list[str]:
         """Bring the schema up to date; return the names of the migrations that ran."""
         return await self._work(_migrate)
@@ -220,7 +195,7 @@ class SqliteLedger:
             raise LedgerError("the ledger is closed")
 
         def run() -> _T:
-            with _mapped():
+            with mapped():
                 return task(self._connection())
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, run)
@@ -229,23 +204,8 @@ class SqliteLedger:
         if self._opened is None:
             if self._path != ":memory:":
                 Path(self._path).parent.mkdir(parents=True, exist_ok=True)
-            self._opened = _open(self._path, self._deadline_s)
+            self._opened = open_file(self._path, self._deadline_s)
         return self._opened
-
-
-def _open(path: str, deadline_s: float) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=deadline_s, isolation_level=None)
-    try:
-        # FULL: what is committed survives a loss of power, since it is then gone from the outbox.
-        for pragma in ("synchronous = full", "foreign_keys = on"):
-            connection.execute(f"pragma {pragma}")
-        # Only the first one changes the mode, which is kept in the file.
-        if connection.execute("pragma journal_mode").fetchone()[0] not in ("wal", "memory"):
-            connection.execute("pragma journal_mode = wal")
-    except sqlite3.Error:
-        connection.close()
-        raise
-    return connection
 
 
 def _append(connection: sqlite3.Connection, rows: Iterable[Row]) -> tuple[int, int]:
@@ -272,11 +232,6 @@ def _insert(connection: sqlite3.Connection, row: Row) -> int:
     return 1
 
 
-def _textual(row: tuple[str | Decimal | int, ...]) -> tuple[str | int, ...]:
-    # A Decimal goes in as text: SQLite's own numbers would round it.
-    return tuple(value if isinstance(value, int) else str(value) for value in row)
-
-
 def _installed(connection: sqlite3.Connection) -> int:
     if not connection.execute("select 1 from sqlite_master where name = 'schema_migrations'").fetchone():
         return 0
@@ -285,7 +240,7 @@ def _installed(connection: sqlite3.Connection) -> int:
 
 def _migrate(connection: sqlite3.Connection) -> list[str]:
     # One write transaction for all: a second process waits for the lock, and then finds everything done.
-    with _transaction(connection):
+    with transaction(connection):
         connection.execute(_MIGRATIONS_TABLE)
         missing = migrations("sqlite")[_installed(connection) :]
         for migration in missing:
@@ -305,30 +260,3 @@ def _run_script(connection: sqlite3.Connection, migration: Migration) -> None:
         "insert into schema_migrations (track, version, name, description) values (?, ?, ?, ?)",
         (migration.track, migration.version, migration.name, migration.description),
     )
-
-
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("begin immediate")
-    try:
-        yield
-        connection.execute("commit")
-    except BaseException:
-        # A full disk may have rolled it back already.
-        if connection.in_transaction:
-            connection.execute("rollback")
-        raise
-
-
-@contextmanager
-def _mapped() -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        if str(error).startswith("no such table"):
-            raise LedgerError(f"the ledger's schema is not there or too old, run `sark-mw migrate`: {error}") from error
-        raise LedgerUnavailableError(f"SQLite: {error}") from error
-    except OSError as error:
-        raise LedgerUnavailableError(f"the ledger's directory cannot be made: {error}") from error
-    except sqlite3.Error as error:
-        raise LedgerError(f"SQLite: {error}") from error

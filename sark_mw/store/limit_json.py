@@ -8,7 +8,6 @@ from decimal import Decimal
 from sark_mw.limit import Limit
 from sark_mw.limit_options import limit_options, options_of_limit
 
-
 _RULE = ("scope", "unit", "window", "timezone", "mode", "root", "since_ms")
 
 

@@ -25,6 +25,7 @@ from sark_mw.wire.body import (
     read_object,
 )
 from sark_mw.wire.refusal import details_of, response_of
+from sark_mw.wire.rewriting import lowered, with_members, with_model_at
 from sark_mw.wire.seen import SeenText
 from sark_mw.wire.tap import PassTap, tap_for
 
@@ -77,12 +78,34 @@ class AnthropicWire:
             model=check_model(vertex[1] if vertex else parsed.get("model")),
             stream=operation == Operation.MESSAGES and check_flag(parsed, "stream"),
             body=parsed,
+            path=path,
             raw=body,
         )
 
     def request_body(self, call: Call) -> bytes | None:
         """Anthropic's streams always carry usage: nothing to ask for."""
-        return None
+        return call.raw if call.rewritten else None
+
+    def rewrite(self, call: Call, *, model: str | None = None, max_output_tokens: int | None = None) -> Call | None:
+        """Set `max_tokens`, unless the budget for thinking would reach it; the model in the body, on Vertex in the path."""
+        if call.operation is not Operation.MESSAGES or call.body is None:
+            return None
+        changes: dict[str, object] = {}
+        path = None
+        if max_output_tokens is not None:
+            thinking = mapping(call.body.get("thinking")).get("budget_tokens")
+            limits = lowered(call.body, ("max_tokens",), max_output_tokens)
+            if limits is None or (type(thinking) is int and thinking >= limits["max_tokens"]):
+                return None
+            changes |= limits
+        if model is not None:
+            vertex = _VERTEX.fullmatch(plain_path(call.path))
+            path = with_model_at(call.path, vertex.span(1), model) if vertex else call.path
+            if path is None:
+                return None
+            if not vertex or call.body.get("model") is not None:
+                changes["model"] = model
+        return with_members(call, changes, model=model, path=path)
 
     def tap(self, call: Call, status: int, headers: Headers) -> UsageTap:
         """Read usage from a success; errors and counts pass."""

@@ -54,7 +54,8 @@ class Call:
 
     `model` and `stream` are checked; `body` is the parsed object (None where there is none). `usage_injected`: `request_body`
     asks for usage that the client did not ask for, and the tap takes it out again. `strip_accept_encoding`: forward the request
-    with `accept-encoding: identity`, as a chunk cannot be taken out of a compressed stream. `raw` is the body as it came.
+    with `accept-encoding: identity`, as a chunk cannot be taken out of a compressed stream. `raw` is the body as it came, or,
+    where `rewritten`, as `Wire.rewrite` made it. `path` is that of the request; a rewritten model may stand in it.
     """
 
     wire: str
@@ -67,11 +68,17 @@ class Call:
     tools: tuple[ToolCall, ...] = ()
     rpc_ids: tuple[RpcId, ...] = ()
     rpc_batch: bool = False
+    path: str = ""
+    rewritten: bool = False
     raw: bytes = field(default=b"", repr=False)
 
 
 class RefusalKind(StrEnum):
-    """Why a request is not let through (DESIGN's table of HTTP manners)."""
+    """Why a request is not let through (DESIGN's table of HTTP manners).
+
+    Three are about idempotency keys: one that came with another request before (`IDEMPOTENCY`), one whose first request is still
+    being answered (`IN_FLIGHT`), one whose first request has been answered and paid for (`ALREADY_DONE`).
+    """
 
     RATE_LIMIT = "rate_limit"
     CONCURRENCY = "concurrency"
@@ -82,6 +89,8 @@ class RefusalKind(StrEnum):
     TOO_LARGE = "too_large"
     UNSUPPORTED = "unsupported"
     IDEMPOTENCY = "idempotency"
+    IN_FLIGHT = "in_flight"
+    ALREADY_DONE = "already_done"
     UNAUTHENTICATED = "unauthenticated"
 
 
@@ -169,6 +178,13 @@ class Wire(Protocol):
 
     def request_body(self, call: Call) -> bytes | None:
         """Return the body to send instead of the caller's, or None to send the caller's."""
+        ...
+
+    def rewrite(self, call: Call, *, model: str | None = None, max_output_tokens: int | None = None) -> Call | None:
+        """Return the request for another model or with a smaller output limit (that of one choice), nothing else of it changed.
+
+        None where it cannot be: no model or no limit has a place in it, or it would not be valid any more.
+        """
         ...
 
     def tap(self, call: Call, status: int, headers: Headers) -> UsageTap:

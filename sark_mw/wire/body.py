@@ -147,23 +147,27 @@ def _past_space(text: str, at: int) -> int:
 
 
 def with_member(raw: bytes, name: str, value: object) -> bytes:
-    """Replace the value of one top-level member of a JSON object in its own bytes; `read_json` has found it there.
+    """Set one top-level member of a JSON object that `read_json` has read, in its own bytes: in its place, or as the first.
 
     Everything before the member is read a second time, nothing is written anew.
     """
     text = raw.decode("utf-8")
+    written = json.dumps(value, separators=(",", ":"))
     scan = json.JSONDecoder().raw_decode
-    at = text.index("{")
-    while at < len(text):
+    begin = at = text.index("{")
+    empty = text[_past_space(text, at + 1)] == "}"
+    while at < len(text) and not empty:
         key, at = scan(text, _past_space(text, at + 1))
         at = _past_space(text, at)
         start = _past_space(text, at + 1)
         _, at = scan(text, start)
         if key == name:
-            written = json.dumps(value, separators=(",", ":"))
             return b"".join((text[:start].encode(), written.encode("ascii"), text[at:].encode()))
         at = _past_space(text, at)
-    raise InvalidRequestError(f"The request body has no '{name}'.", param=name)
+        if text[at] == "}":
+            break
+    added = f"{json.dumps(name)}:{written}{'' if empty else ','}"
+    return b"".join((text[: begin + 1].encode(), added.encode("ascii"), text[begin + 1 :].encode()))
 
 
 def clean_path(path: str) -> str:

@@ -25,10 +25,14 @@ from sark_mw.wire.body import (
     read_object,
 )
 from sark_mw.wire.refusal import CODE, details_of, response_of, status_of
+from sark_mw.wire.rewriting import lowered, with_members, with_model_at
 from sark_mw.wire.seen import SeenText
 from sark_mw.wire.tap import PassTap, tap_for
 
 _MAX_CANDIDATES = 1024
+# The API takes every name in both spellings.
+_CONFIGS = ("generationConfig", "generation_config")
+_LIMITS = ("maxOutputTokens", "max_output_tokens")
 # Whatever stands before it: `models/`, `tunedModels/`, `endpoints/`. Vertex also takes a publisher's own dialect as it is.
 _PATH = re.compile(
     r"(?:.*/)?([^/]*)/([^/]+):(generatecontent|streamgeneratecontent|counttokens|rawpredict|streamrawpredict)",
@@ -47,6 +51,8 @@ _STATUS_NAME = {
     RefusalKind.BUDGET: "RESOURCE_EXHAUSTED",
     RefusalKind.POLICY: "PERMISSION_DENIED",
     RefusalKind.UNAVAILABLE: "UNAVAILABLE",
+    RefusalKind.IN_FLIGHT: "ABORTED",
+    RefusalKind.ALREADY_DONE: "ALREADY_EXISTS",
     RefusalKind.UNAUTHENTICATED: "UNAUTHENTICATED",
 }
 
@@ -70,10 +76,10 @@ class GeminiWire:
         parsed = read_object(headers, body)
         check_kind(parsed, "contents", (list, dict, str))
         check_kind(parsed, "tools", (list,))
-        for name in ("generationConfig", "generation_config"):
+        for name in _CONFIGS:
             check_kind(parsed, name, (dict,))
             config = mapping(parsed.get(name))
-            for limit in ("maxOutputTokens", "max_output_tokens"):
+            for limit in _LIMITS:
                 check_count(config, limit, 0)
             for choices in ("candidateCount", "candidate_count"):
                 check_count(config, choices, 1, _MAX_CANDIDATES)
@@ -83,12 +89,32 @@ class GeminiWire:
             model=check_model(_model_of(match) if match else None),
             stream=match is not None and match[3].lower() == "streamgeneratecontent",
             body=parsed,
+            path=path,
             raw=body,
         )
 
     def request_body(self, call: Call) -> bytes | None:
         """Gemini always reports usage: nothing to ask for."""
-        return None
+        return call.raw if call.rewritten else None
+
+    def rewrite(self, call: Call, *, model: str | None = None, max_output_tokens: int | None = None) -> Call | None:
+        """Set the limit in the configuration as the caller spelt both; the model in the path, unless it is a tuned one."""
+        if call.operation is not Operation.GENERATE or call.body is None:
+            return None
+        changes: dict[str, object] = {}
+        path = None
+        if max_output_tokens is not None:
+            if max_output_tokens < 1:
+                return None
+            changes |= _limited(call.body, max_output_tokens)
+        if model is not None:
+            match = _PATH.fullmatch(plain_path(call.path))
+            if match is None or match[1].lower() not in ("", "models"):
+                return None
+            path = with_model_at(call.path, match.span(2), model)
+            if path is None:
+                return None
+        return with_members(call, changes, model=model, path=path)
 
     def tap(self, call: Call, status: int, headers: Headers) -> UsageTap:
         """Read usage from a success; errors and counts pass."""
@@ -119,6 +145,18 @@ def _model_of(match: re.Match[str]) -> str:
     """Name the model; one that its owner named after a cheap model must not be taken for that."""
     collection, name = match[1], match[2]
     return name if collection.lower() in ("", "models") else f"{collection}:{name}"
+
+
+def _limited(body: dict[str, Any], most: int) -> dict[str, object]:
+    """Return the members of the body that bound its output, in every spelling that the caller has used."""
+    given = [name for name in _CONFIGS if isinstance(body.get(name), dict)] or [_CONFIGS[0]]
+    bounded = [name for name in given if any(mapping(body.get(name)).get(limit) for limit in _LIMITS)] or given[:1]
+    changed: dict[str, object] = {}
+    for name in bounded:
+        config = mapping(body.get(name))
+        names = _LIMITS if name == _CONFIGS[0] else _LIMITS[::-1]
+        changed[name] = {**config, **(lowered(config, names, most) or {})}
+    return changed
 
 
 class GeminiReader:

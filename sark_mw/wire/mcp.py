@@ -53,11 +53,16 @@ class McpWire:
             tools=tools,
             rpc_ids=tuple(_rpc_id(message) for message in messages if "id" in message and "method" in message),
             rpc_batch=isinstance(parsed, list),
+            path=path,
             raw=body,
         )
 
     def request_body(self, call: Call) -> bytes | None:
         """Nothing to ask for."""
+        return None
+
+    def rewrite(self, call: Call, *, model: str | None = None, max_output_tokens: int | None = None) -> Call | None:
+        """A tool has neither a model nor an output limit."""
         return None
 
     def tap(self, call: Call, status: int, headers: Headers) -> UsageTap:

@@ -26,6 +26,7 @@ from sark_mw.wire.body import (
     with_member,
 )
 from sark_mw.wire.refusal import CODE, details_of, response_of
+from sark_mw.wire.rewriting import lowered, with_members, with_model_at
 from sark_mw.wire.seen import SeenText
 from sark_mw.wire.tap import PassTap, tap_for
 
@@ -51,6 +52,12 @@ _INPUTS = {
     Operation.COMPLETIONS: ("prompt", (str, list), False),
     Operation.RESPONSES: ("input", (str, list), False),
     Operation.EMBEDDINGS: ("input", (str, list), True),
+}
+#: Where an output limit stands; the first is set where the caller has set none.
+_LIMITS = {
+    Operation.CHAT: ("max_completion_tokens", "max_tokens"),
+    Operation.COMPLETIONS: ("max_tokens",),
+    Operation.RESPONSES: ("max_output_tokens",),
 }
 _ERROR_TYPE = {
     RefusalKind.RATE_LIMIT: "rate_limit_error",
@@ -101,18 +108,37 @@ class OpenAIWire:
             body=parsed,
             usage_injected=inject,
             strip_accept_encoding=inject,
+            path=path,
             raw=body,
         )
 
     def request_body(self, call: Call) -> bytes | None:
         """Ask for usage: spliced into the caller's own bytes, so that nothing else of them changes."""
         if not call.usage_injected or call.body is None:
-            return None
+            return call.raw if call.rewritten else None
         if "stream_options" not in call.body:
             start = call.raw.index(b"{") + 1
             return call.raw[:start] + _INCLUDE_USAGE + call.raw[start:]
         options = {**mapping(call.body["stream_options"]), "include_usage": True}
         return with_member(call.raw, "stream_options", options)
+
+    def rewrite(self, call: Call, *, model: str | None = None, max_output_tokens: int | None = None) -> Call | None:
+        """Set the limit under the name that the caller used; the model in the body, and in the path of an Azure deployment."""
+        changes: dict[str, object] = {}
+        path = None
+        if max_output_tokens is not None:
+            limits = lowered(call.body or {}, _LIMITS.get(call.operation, ()), max_output_tokens)
+            if limits is None:
+                return None
+            changes |= limits
+        if model is not None:
+            deployment = _DEPLOYMENT.fullmatch(plain_path(call.path))
+            path = with_model_at(call.path, deployment.span(1), model) if deployment else call.path
+            if path is None:
+                return None
+            if not deployment or mapping(call.body).get("model") is not None:
+                changes["model"] = model
+        return with_members(call, changes, model=model, path=path)
 
     def tap(self, call: Call, status: int, headers: Headers) -> UsageTap:
         """Read usage from a success; an error passes."""

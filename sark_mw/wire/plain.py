@@ -16,6 +16,8 @@ _TITLE = {
     RefusalKind.TOO_LARGE: "Request too large",
     RefusalKind.UNSUPPORTED: "Unsupported media type",
     RefusalKind.IDEMPOTENCY: "Idempotency key reused",
+    RefusalKind.IN_FLIGHT: "Request in flight",
+    RefusalKind.ALREADY_DONE: "Request already done",
     RefusalKind.UNAUTHENTICATED: "Not authenticated",
 }
 
@@ -31,10 +33,14 @@ class PlainWire:
 
     def read(self, operation: Operation, path: str, headers: Headers, body: bytes) -> Call:
         """Take the body as it is: it is not ours to judge."""
-        return Call(wire=self.name, operation=operation, raw=body)
+        return Call(wire=self.name, operation=operation, path=path, raw=body)
 
     def request_body(self, call: Call) -> bytes | None:
         """Nothing to ask for."""
+        return None
+
+    def rewrite(self, call: Call, *, model: str | None = None, max_output_tokens: int | None = None) -> Call | None:
+        """Nothing is known of its body."""
         return None
 
     def tap(self, call: Call, status: int, headers: Headers) -> UsageTap:

@@ -25,6 +25,8 @@ STATUS = {
     RefusalKind.TOO_LARGE: 413,
     RefusalKind.UNSUPPORTED: 415,
     RefusalKind.IDEMPOTENCY: 422,
+    RefusalKind.IN_FLIGHT: 409,
+    RefusalKind.ALREADY_DONE: 409,
     RefusalKind.UNAUTHENTICATED: 401,
 }
 
@@ -38,11 +40,13 @@ CODE = {
     RefusalKind.TOO_LARGE: "request_too_large",
     RefusalKind.UNSUPPORTED: "unsupported_media_type",
     RefusalKind.IDEMPOTENCY: "idempotency_key_reused",
+    RefusalKind.IN_FLIGHT: "request_in_flight",
+    RefusalKind.ALREADY_DONE: "request_already_done",
     RefusalKind.UNAUTHENTICATED: "unauthenticated",
 }
 
 _RATE = (RefusalKind.RATE_LIMIT, RefusalKind.CONCURRENCY)
-_TRANSIENT = (*_RATE, RefusalKind.UNAVAILABLE)
+_TRANSIENT = (*_RATE, RefusalKind.UNAVAILABLE, RefusalKind.IN_FLIGHT)
 _WINDOW_S = {"minute": 60, "hour": 3600, "day": 86_400, "week": 604_800}
 # Registered quota units of the RateLimit draft; tokens have none.
 _QUOTA_UNIT = {"requests": "requests", "concurrency": "concurrent-requests"}
@@ -115,10 +119,13 @@ def _headers(refusal: Refusal) -> list[tuple[str, str]]:
     # Waiting a minute for what comes back tomorrow only hangs the caller: SDKs retry unless told not to.
     retry = refusal.kind in _TRANSIENT and wait <= MAX_RETRY_AFTER_S
     headers = [] if retry else [("x-should-retry", "false")]
+    if refusal.kind is RefusalKind.IN_FLIGHT:
+        # Not every client that retries takes a conflict for something that passes.
+        headers.append(("x-should-retry", "true"))
     if refusal.kind in _TRANSIENT:
         headers.append(("retry-after", str(min(wait, MAX_RETRY_AFTER_S))))
     if refusal.request_id:
-        identity = _token(refusal.request_id)
+        identity = header_text(refusal.request_id)
         # openai reads x-request-id, anthropic request-id: their exceptions then carry the id that our audit trail has.
         headers += [("x-sark-request-id", identity), ("x-request-id", identity), ("request-id", identity)]
     if refusal.kind == RefusalKind.UNAUTHENTICATED:
@@ -136,7 +143,7 @@ def _rate_headers(refusal: Refusal, wait: int) -> list[tuple[str, str]]:
     """`x-ratelimit-*` as OpenAI writes them, and the IETF draft's two structured fields."""
     if refusal.unit is None or refusal.amount is None:
         return []
-    unit = _token(refusal.unit.replace("_", "-"))
+    unit = header_text(refusal.unit.replace("_", "-"))
     amount, remaining = _whole(refusal.amount), _whole(refusal.remaining or 0)
     name = _sf_string(refusal.limit or refusal.scope or refusal.unit)
     policy = f"{name};q={amount}"
@@ -157,7 +164,7 @@ def _window_s(window: str | None) -> int | None:
     if window is None:
         return None
     kind, _, seconds = window.partition(":")
-    return int(seconds) if kind == "rolling" and seconds.isascii() and seconds.isdigit() else _WINDOW_S.get(window)
+    return int(seconds) if kind == "rolling" and seconds.isascii() and seconds.isdigit() else _WINDOW_S.get(kind)
 
 
 def _plain(amount: Decimal | int | None) -> str | int | None:
@@ -170,9 +177,9 @@ def _whole(amount: Decimal | int) -> int:
 
 def _sf_string(text: str) -> str:
     """Write a structured-field string: printable ASCII, anything else percent-encoded, quotes escaped."""
-    return '"' + _token(text, safe=" !#$&'()*+,/:;=?@[]\"\\^`{|}<>").replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return '"' + header_text(text, safe=" !#$&'()*+,/:;=?@[]\"\\^`{|}<>").replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def _token(text: str, safe: str = ":/+=@,") -> str:
+def header_text(text: str, safe: str = ":/+=@,") -> str:
     """Make a text fit for a header: no control characters, ASCII only."""
     return quote(text, safe=safe, errors="replace")[:512]

@@ -33,9 +33,17 @@ class Seen(NullInstrumentation):
 
     def __init__(self) -> None:
         self.requests: list[RequestFinished] = []
+        self.adapted: list[str] = []
+        self.repeated: list[str] = []
 
     def request_finished(self, event: RequestFinished) -> None:
         self.requests.append(event)
+
+    def request_adapted(self, kind: str) -> None:
+        self.adapted.append(kind)
+
+    def idempotent_replayed(self, outcome: str) -> None:
+        self.repeated.append(outcome)
 
 
 @dataclass

@@ -40,7 +40,7 @@ def written(values: Any, path: str = "") -> set[str]:
     """Every setting that a file sets."""
     found = set()
     for name, value in values.items():
-        if isinstance(value, dict) and name != "options":
+        if isinstance(value, dict) and name not in ("options", "members"):
             found |= written(value, f"{path}{name}.")
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             for each in value:

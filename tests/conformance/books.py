@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from typing import Protocol
+from typing import Any, Protocol
 
 from sark_mw.limit import Limit
 from sark_mw.reservation import (
@@ -31,12 +32,12 @@ class Store(ReservationStore, Outbox, RestorableStore, Protocol):
     """All three faces of a store."""
 
 
-def budget(scope: str, nanos: int, window: str = "total", **fields: str) -> Limit:
+def budget(scope: str, nanos: int, window: str = "total", **fields: Any) -> Limit:
     """Make a limit in usd of so many nanos."""
     return Limit(scope=scope, unit="usd", amount=Decimal(nanos).scaleb(-9), window=window, root=ROOT, **fields)
 
 
-def cap(scope: str, unit: str, amount: int, window: str = "total", **fields: str) -> Limit:
+def cap(scope: str, unit: str, amount: int, window: str = "total", **fields: Any) -> Limit:
     """Make a limit in another unit."""
     return Limit(scope=scope, unit=unit, amount=Decimal(amount), window=window, root=ROOT, **fields)
 
@@ -70,9 +71,15 @@ class Books:
         return lines_for(self.table.limits, scopes, self.table.at_ms)
 
     async def request(
-        self, name: str, *scopes: str, lease_ms: int = 600_000, entry: str = '{"a":1}', **needs: int | tuple[int, int]
+        self,
+        name: str,
+        *scopes: str,
+        lease_ms: int = 600_000,
+        entry: str = '{"a":1}',
+        key: tuple[str, str] = ("", ""),
+        **needs: int | tuple[int, int],
     ) -> Reserve:
-        """Make a reserve; a need is its ceiling, or (ceiling, expected)."""
+        """Make a reserve; a need is its ceiling, or (ceiling, expected); `key` an idempotency key and its fingerprint."""
         lines = await self.lines(*scopes)
         assert self.table
         pairs = {unit: need if isinstance(need, tuple) else (need, need) for unit, need in needs.items()}
@@ -85,6 +92,8 @@ class Books:
             version=self.table.version,
             epoch=self.table.epoch,
             entry=entry,
+            key=key[0],
+            fingerprint=key[1],
         )
 
     async def send(self, request: Reserve) -> ReserveReply:
@@ -96,11 +105,17 @@ class Books:
         return reply
 
     async def reserve(
-        self, name: str, *scopes: str, lease_ms: int = 600_000, entry: str = '{"a":1}', **needs: int | tuple[int, int]
+        self,
+        name: str,
+        *scopes: str,
+        lease_ms: int = 600_000,
+        entry: str = '{"a":1}',
+        key: tuple[str, str] = ("", ""),
+        **needs: int | tuple[int, int],
     ) -> ReserveReply:
         """Reserve; should the period have just changed, ask again as an enforcer does."""
         while True:
-            reply = await self.send(await self.request(name, *scopes, lease_ms=lease_ms, entry=entry, **needs))
+            reply = await self.send(await self.request(name, *scopes, lease_ms=lease_ms, entry=entry, key=key, **needs))
             if reply.outcome is not Outcome.WRONG_PERIOD:
                 return reply
 
@@ -155,6 +170,16 @@ class Books:
     async def booked(self, unit: str = "usd") -> int:
         """Sum the ledger."""
         return sum(dict(entry.booked).get(unit, 0) for entry in await self.ledger())
+
+    async def events(self, kind: str) -> list[dict[str, Any]]:
+        """Return what happened to limits: the details of each event of a kind, with its id."""
+        found = [entry for entry in await self.ledger() if entry.kind == kind]
+        return [{"id": entry.reservation_id, **json.loads(entry.entry_json)} for entry in found]
+
+    async def allowed(self, scope: str, unit: str = "usd") -> int:
+        """Return the amount in effect of the one limit of a unit on a scope."""
+        (balance,) = [each for each in (await self.snapshot(scope)).balances if each.line.unit == unit]
+        return balance.line.amount
 
 
 def anew(request: Reserve, name: str) -> Reserve:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from sark_mw.limit import period_of
+from sark_mw.window import period_of
 from sark_mw.reservation import Line, Outcome
 from tests.conformance.books import MINUTE_MS, ROOT, Books, budget, cap
 

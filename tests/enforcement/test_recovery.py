@@ -137,7 +137,7 @@ async def test_what_was_spent_before_the_period_or_before_the_limit_is_not_count
     layout = await shop.second.tables.layout(ROOT, ("user:bo", "org:acme"))
     snapshot = await shop.second.store.balance(ROOT, layout.lines)
     spent = {b.line.counter.split("|")[1]: b.spent for b in snapshot.balances if b.line.unit == "usd"}
-    assert spent == {"user:bo/usd/day@UTC": 30, "org:acme/usd/total": 730, "org:acme/usd/month@UTC": 30}
+    assert spent == {"user:bo/usd/day@UTC<user:*": 30, "org:acme/usd/total": 730, "org:acme/usd/month@UTC": 30}
 
 
 async def test_a_rolling_window_comes_back_with_what_lies_in_it(shop: Shop) -> None:

@@ -176,3 +176,14 @@ def test_the_hash_of_a_key_is_stable_keyed_and_does_not_show_the_key() -> None:
 def test_a_short_secret_is_a_configuration_error() -> None:
     with pytest.raises(ConfigurationError, match="at least 16 bytes"):
         hash_key(b"short", "sk-1")
+
+
+def test_what_happened_to_a_limit_is_one_line_and_a_threshold_is_a_warning() -> None:
+    trail = Trail()
+    trail.audit.limit_event("threshold", "usd", "user:al", "user:al/usd/day@UTC", "acme", '{"percent":80}')
+    trail.audit.limit_event("top_up", "usd", "user:al", "user:al/usd/day@UTC", "acme", "")
+    fired, topped_up = trail.lines
+    assert (fired["event"], fired["level"], fired["kind"], fired["unit"]) == ("sark.limit_event", "warning", "threshold", "usd")
+    assert (fired["scope"], fired["limit_id"], fired["root"]) == ("user:al", "user:al/usd/day@UTC", "acme")
+    assert json.loads(str(fired["detail"])) == {"percent": 80}
+    assert (topped_up["level"], topped_up["kind"]) == ("info", "top_up") and "detail" not in topped_up

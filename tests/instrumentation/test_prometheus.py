@@ -136,12 +136,14 @@ async def test_a_thousand_invented_names_make_a_bounded_number_of_series() -> No
         prometheus.ledger_failed(name)
         prometheus.breaker_changed(name, 2)
         prometheus.reserved(Reserved(outcome=name, seconds=0.1))
+        prometheus.limit_event(name, name, name, name, name, "{}")
+        prometheus.webhook_delivered(name)
     got = await scrape(prometheus)
     assert got["sark_spend_nanos_total{model=other,provider=other}"] == 1000
     assert len({name.partition("{")[0] for name in got}) > 20
     per_metric = [
         sum(1 for name in got if name.startswith(f"sark_{metric}{{"))
-        for metric in ("requests_total", "refusals_total", "breaker_state")
+        for metric in ("requests_total", "refusals_total", "breaker_state", "limit_events_total", "webhook_deliveries_total")
     ]
     assert max(per_metric) <= 257
 
@@ -153,6 +155,23 @@ async def test_a_name_that_no_encoding_can_write_does_not_take_the_whole_page_do
     got = await scrape(prometheus)
     assert got["sark_unknown_models_total{provider=_}"] == 1
     assert got['sark_refusals_total{outcome=refused_budget,reason=a"b\\c_d}'] == 1
+
+
+async def test_events_of_limits_and_what_became_of_them_are_counted() -> None:
+    prometheus = PrometheusInstrumentation()
+    assert (await scrape(prometheus))["sark_webhook_deliveries_total{outcome=given_up}"] == 0
+    for scope in ("user:al", "user:bo"):
+        prometheus.limit_event("threshold", "usd", scope, f"{scope}/usd/day@UTC", "acme", '{"percent":80}')
+    prometheus.limit_event("rollover", "", "", "", "acme", "{}")
+    prometheus.webhook_delivered("delivered")
+    prometheus.request_adapted("clamped")
+    prometheus.idempotent_replayed("replayed")
+    got = await scrape(prometheus)
+    assert got["sark_limit_events_total{kind=threshold,unit=usd}"] == 2
+    assert got["sark_limit_events_total{kind=rollover,unit=}"] == 1
+    assert got["sark_webhook_deliveries_total{outcome=delivered}"] == 1
+    assert got["sark_requests_adapted_total{kind=clamped}"] == 1
+    assert got["sark_idempotent_total{outcome=replayed}"] == 1
 
 
 async def test_two_instances_share_nothing_and_a_given_registry_is_used() -> None:

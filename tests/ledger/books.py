@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from sark_mw.errors import StoreUnavailableError
 from sark_mw.ledger.base import LedgerEntry
 from sark_mw.ledger.entries import CallerEntry
+from sark_mw.ledger.events import LimitEvent
 from sark_mw.store.base import OutboxEntry
 
 NOON_MS = 1_795_348_800_000  # 2026-11-22 12:00 UTC
@@ -62,6 +63,23 @@ def outbox_entry(number: int, **changes: object) -> OutboxEntry:
         "entry_json": caller.to_json(),
     }
     return OutboxEntry(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def limit_event(number: int, **changes: object) -> LimitEvent:
+    """Make the `number`th event: alice's daily dollars reached 80 percent."""
+    values: dict[str, object] = {
+        "event_id": f"event-{number:06d}",
+        "kind": "threshold",
+        "root": "acme",
+        "limit_id": "user:alice/usd/day@UTC",
+        "scope": "user:alice",
+        "counter": "acme|user:alice/usd/day@UTC|2026-11-22|17",
+        "unit": "usd",
+        "amount": 1000,
+        "at_ms": NOON_MS + number,
+        "detail_json": '{"percent":80}',
+    }
+    return LimitEvent(**{**values, **changes})  # type: ignore[arg-type]
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -46,17 +47,20 @@ async def rows(ledger_url: str, ledger: Ledger) -> Any:
     """Ask the ledger's database itself: `await rows("select …")` as a list of dicts."""
 
     async def ask(sql: str) -> list[dict[str, Any]]:
-        if ledger_url.startswith("sqlite"):
-            import sqlite3
-
-            connection = sqlite3.connect(ledger_url.removeprefix("sqlite:///"))
-            connection.row_factory = sqlite3.Row
-            found = [dict(row) for row in connection.execute(sql).fetchall()]
-            connection.close()
-            return found
-        server = await asyncpg.connect(ledger_url)
-        answer = [dict(row) for row in await server.fetch(sql)]
-        await server.close()
-        return answer
+        return await run_sql(ledger_url, sql)
 
     return ask
+
+
+async def run_sql(ledger_url: str, sql: str) -> list[dict[str, Any]]:
+    """Run a statement in the database of a ledger, beside the ledger."""
+    if ledger_url.startswith("sqlite"):
+        connection = sqlite3.connect(ledger_url.removeprefix("sqlite:///"), isolation_level=None)
+        connection.row_factory = sqlite3.Row
+        found = [dict(row) for row in connection.execute(sql).fetchall()]
+        connection.close()
+        return found
+    server = await asyncpg.connect(ledger_url)
+    answer = [dict(row) for row in await server.fetch(sql)]
+    await server.close()
+    return answer

@@ -12,7 +12,6 @@ import pytest
 from sark_mw.errors import ConfigurationError, LedgerError
 from sark_mw.ledger.base import CostFilter, CountsRejected, Ledger
 from sark_mw.ledger.open import open_ledger
-from sark_mw.limit import Limit
 from tests.ledger.books import DAY_MS, NOON_MS, entry
 
 INT64_MAX = 2**63 - 1
@@ -327,34 +326,6 @@ async def test_two_that_append_the_same_entries_at_once_count_them_once(ledger_u
     await other.aclose()
     assert sum(new) == 300
     assert (await ledger.total(EVERYTHING)).cost_nanos == 300_000
-
-
-LIMIT = Limit(
-    scope="team:ml", unit="usd", amount=Decimal("12.345678901"), window="day", timezone="Europe/Berlin", root="acme", since_ms=17
-)
-
-
-async def test_limits_come_back_as_they_were_saved(ledger: Ledger) -> None:
-    others = [Limit(scope="user:*", unit="requests", amount=Decimal(60), window="rolling:60", mode="shadow", root="acme")]
-    await ledger.save_limits([LIMIT, *others], [])
-    loaded = await ledger.load_limits()
-    assert sorted(loaded, key=lambda limit: limit.scope) == [LIMIT, *others]
-    assert str(next(limit.amount for limit in loaded if limit.unit == "usd")) == "12.345678901"
-
-
-async def test_a_limit_is_replaced_dropped_and_set_again(ledger: Ledger, rows: Any) -> None:
-    await ledger.save_limits([LIMIT], [])
-    dearer = Limit(
-        scope="team:ml", unit="usd", amount=Decimal(50), window="day", timezone="Europe/Berlin", root="acme", since_ms=18
-    )
-    await ledger.save_limits([dearer], [])
-    assert await ledger.load_limits() == [dearer]
-    await ledger.save_limits([], [("acme", LIMIT.limit_id), ("nobody", "nothing")])
-    assert await ledger.load_limits() == []
-    (row,) = await rows("select amount, deleted_at from principal_budgets")
-    assert row["deleted_at"] is not None
-    await ledger.save_limits([LIMIT], [("acme", LIMIT.limit_id)])  # dropped and put in one call: it is put
-    assert await ledger.load_limits() == [LIMIT]
 
 
 async def test_a_second_migration_finds_nothing_to_do(ledger: Ledger) -> None:

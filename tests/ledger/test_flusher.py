@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from sark_mw.errors import LedgerUnavailableError, StoreUnavailableError
-from sark_mw.ledger.base import CostFilter, Ledger
+from sark_mw.ledger.base import CostFilter, EpochQuery, Ledger
 from sark_mw.ledger.entries import CallerEntry
+from sark_mw.ledger.events import EventFilter
 from sark_mw.ledger.flusher import Flusher
 from sark_mw.ledger.open import open_ledger
 from sark_mw.store.base import Outbox, OutboxEntry
@@ -30,6 +31,7 @@ class Heard:
     failures: list[str] = field(default_factory=list)
     backlogs: list[tuple[int, float]] = field(default_factory=list)
     expiries: list[tuple[str, str | None, str, int]] = field(default_factory=list)
+    limit_events: list[tuple[str, ...]] = field(default_factory=list)
     news: asyncio.Condition = field(default_factory=asyncio.Condition)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -45,6 +47,9 @@ class Heard:
 
     def expiry_booked(self, provider: str, model: str | None, unit: str, amount: int) -> None:
         self._hear(self.expiries, (provider, model, unit, amount))
+
+    def limit_event(self, kind: str, unit: str, scope: str, limit_id: str, root: str, detail: str) -> None:
+        self._hear(self.limit_events, (kind, unit, scope, limit_id, root, detail))
 
     def _hear(self, heard: list[Any], fact: object) -> None:
         heard.append(fact)
@@ -305,3 +310,74 @@ async def test_an_append_that_is_given_up_leaves_the_ledger_usable(
     await asyncio.to_thread(postgres_server.resume)
     assert await flusher.flush_once() == 10
     assert (await postgres_ledger.total(EVERYTHING)).rows == 10
+
+
+def fired(number: int) -> dict[str, Any]:
+    said = {"counter": f"acme|user:{number}/usd/day@UTC|2026-11-22|5", "percent": 80, "spent": "8", "amount": "10"}
+    return {"kind": "threshold", "reservation_id": f"t-{number}", "shard_seq": 0, "booked": (), "entry_json": json.dumps(said)}
+
+
+@dataclass
+class NoKeeper:
+    """Somebody who keeps a fence, and should hear nothing here."""
+
+    heard: list[object] = field(default_factory=list)
+
+    async def rebook(self, records: Sequence[OutboxEntry]) -> Sequence[OutboxEntry]:
+        self.heard.append(records)
+        return []
+
+    def suspect(self, shard: int, epoch: str) -> None:
+        self.heard.append((shard, epoch))
+
+
+@pytest.mark.parametrize("fenced", [False, True])
+async def test_events_of_limits_go_past_the_entries_and_their_fence_into_a_table_of_their_own(
+    ledger: Ledger, fenced: bool
+) -> None:
+    outbox, heard, keeper = ListOutbox(), Heard(), NoKeeper()
+    await ledger.begin_epoch(0, "e1", EpochQuery(intervals=(), resolved_since_ms=0, most_resolved=0))
+    outbox.add(2)
+    outbox.add(1, **fired(1))
+    outbox.add(1)
+    outbox.add(1, **fired(2) | {"epoch": "an older life"})
+    outbox.add(1, kind="rollover", reservation_id="r-1", shard_seq=0, booked=(), entry_json="{broken")
+    flusher = Flusher(outbox, ledger, events=heard, keeper=keeper if fenced else None)
+    assert await flusher.flush_once() == 6
+    assert await outbox.backlog() == 0
+    assert (await ledger.total(EVERYTHING)).rows == 3
+    assert await ledger.last_sequence(0) == 4
+    found = [(each.event.event_id, each.event.kind, each.event.scope) for each in await ledger.events(EventFilter())]
+    assert found == [("r-1", "rollover", ""), ("t-2", "threshold", "user:2"), ("t-1", "threshold", "user:1")]
+    assert [told[:5] for told in heard.limit_events] == [
+        ("threshold", "usd", "user:1", "user:1/usd/day@UTC", "acme"),
+        ("threshold", "usd", "user:2", "user:2/usd/day@UTC", "acme"),
+        ("rollover", "", "", "", "acme"),
+    ]
+    assert json.loads(heard.limit_events[0][5])["percent"] == 80
+    assert (heard.rows, keeper.heard) == ([3], [])
+    assert (flusher.report.flushed, flusher.report.new_rows, flusher.report.new_events) == (6, 3, 3)
+    await asyncio.gather(*heard.tasks)
+
+
+async def test_an_event_that_comes_again_after_a_crash_is_told_once(ledger: Ledger) -> None:
+    outbox, heard = ForgetfulOutbox(), Heard()
+    outbox.add(1, **fired(1))
+    with pytest.raises(StoreUnavailableError):
+        await Flusher(outbox, ledger, consumer="one", events=heard).flush_once()
+    again = revive(outbox)
+    again.add(1, **fired(2))
+    report = await Flusher(again, ledger, consumer="one", events=heard).drain(30)
+    assert (report.flushed, report.new_events, report.backlog) == (2, 1, 0)
+    assert [told[2] for told in heard.limit_events] == ["user:1", "user:2"]
+    assert len(await ledger.events(EventFilter())) == 2
+    await asyncio.gather(*heard.tasks)
+
+
+async def test_a_poisoned_event_does_not_block_the_stream(ledger: Ledger) -> None:
+    outbox = ListOutbox()
+    said = {"counter": "\ud800|\0" * 3000, "amount": str(10**400), "limit_id": "字" * 4000, "scope": "字" * 4000}
+    outbox.add(1, **fired(1) | {"entry_json": json.dumps(said), "booked_ms": 2**70, "reservation_id": "字" * 4000})
+    outbox.add(1)
+    report = await Flusher(outbox, ledger).drain(30)
+    assert (report.flushed, report.new_rows, report.new_events, report.backlog) == (2, 1, 1, 0)

@@ -11,9 +11,10 @@ import pytest
 
 from sark_mw.errors import LedgerError, LedgerUnavailableError
 from sark_mw.ledger.base import CostFilter
+from sark_mw.ledger.events import EventFilter
 from sark_mw.ledger.open import open_ledger
 from sark_mw.ledger.postgres import PostgresLedger
-from tests.ledger.books import entry
+from tests.ledger.books import NOON_MS, entry, limit_event
 from tests.servers.postgres import PostgresServer
 
 EVERYTHING = CostFilter()
@@ -40,6 +41,9 @@ async def test_every_call_ends_when_the_database_does_not_answer(
         ledger.recent(0, 0),
         ledger.load_limits(),
         ledger.save_limits([], [("a", "b")]),
+        ledger.record_events([limit_event(1)]),
+        ledger.events(EventFilter()),
+        ledger.claim_events(("threshold",), NOON_MS, 1000, 10),
         ledger.schema_version(),
     ]
     answers = await asyncio.gather(*calls, return_exceptions=True)
@@ -128,6 +132,8 @@ async def test_a_migration_that_fails_leaves_the_schema_as_it_was(postgres_serve
         "postgres/0003_ledger_rejected",
         "postgres/0004_cost_daily",
         "postgres/0005_shard_epochs",
+        "postgres/0006_limit_events",
+        "postgres/0007_limit_options",
     ]
     await ledger.aclose()
 

@@ -66,6 +66,8 @@ def plain(kind: RefusalKind, message: str = "No.") -> Refusal:
     return Refusal(kind=kind, message=message, request_id="req-4")
 
 
+IDEMPOTENCY = (RefusalKind.IDEMPOTENCY, RefusalKind.IN_FLIGHT, RefusalKind.ALREADY_DONE)
+
 #: Refusal, status, openai's exception, its code, anthropic's exception, its type. All are final: one request, no retry.
 FINAL = [
     (BUDGET, 402, "APIStatusError", "budget_exceeded", "PaymentRequiredError", "billing_error"),
@@ -83,6 +85,14 @@ FINAL = [
         "invalid_request_error",
     ),
     (
+        plain(RefusalKind.ALREADY_DONE),
+        409,
+        "ConflictError",
+        "request_already_done",
+        "ConflictError",
+        "invalid_request_error",
+    ),
+    (
         plain(RefusalKind.UNAUTHENTICATED),
         401,
         "AuthenticationError",
@@ -95,6 +105,7 @@ FINAL = [
 TRANSIENT = [
     (RATE, 429, "RateLimitError", "rate_limit_exceeded", "RateLimitError", "rate_limit_error"),
     (plain(RefusalKind.CONCURRENCY), 429, "RateLimitError", "concurrency_limit_exceeded", "RateLimitError", "rate_limit_error"),
+    (plain(RefusalKind.IN_FLIGHT), 409, "ConflictError", "request_in_flight", "ConflictError", "invalid_request_error"),
     (
         plain(RefusalKind.UNAVAILABLE),
         503,
@@ -246,6 +257,18 @@ def test_a_rate_limit_of_hours_says_a_minute_and_forbids_retries() -> None:
     headers = headers_of(WIRES["openai"].refuse(DAY_RATE))
     assert (headers["retry-after"], headers["x-should-retry"]) == ("60", "false")
     assert headers["ratelimit"].endswith(";r=0;t=7200")
+
+
+def test_what_idempotency_keys_refuse_says_in_every_dialect_whether_to_ask_again() -> None:
+    for name, wire in WIRES.items():
+        in_flight = wire.refuse(Refusal(kind=RefusalKind.IN_FLIGHT, message="Wait.", retry_after_s=1))
+        done, reused = wire.refuse(plain(RefusalKind.ALREADY_DONE)), wire.refuse(plain(RefusalKind.IDEMPOTENCY))
+        assert [each.status for each in (in_flight, done, reused)] == [409, 409, 422], name
+        assert (headers_of(in_flight)["retry-after"], headers_of(in_flight)["x-should-retry"]) == ("1", "true")
+        for final in (done, reused):
+            assert headers_of(final)["x-should-retry"] == "false" and "retry-after" not in headers_of(final)
+    statuses = [json.loads(WIRES["gemini"].refuse(plain(kind)).body)["error"]["status"] for kind in IDEMPOTENCY]
+    assert statuses == ["INVALID_ARGUMENT", "ABORTED", "ALREADY_EXISTS"]
 
 
 def test_a_policy_denial_names_plugin_and_reason_in_every_dialect() -> None:

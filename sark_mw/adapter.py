@@ -1,0 +1,339 @@
+"""The gateway without HTTP: adapters through which resources are reached, metered by the same code as the middleware."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from types import TracebackType
+from typing import Self
+
+from sark_mw.attribution import CostAttributionService
+from sark_mw.cost_records import scope_of, token_counts, touched_scopes
+from sark_mw.enforcement.admission import Admission, Spent
+from sark_mw.enforcement.budgets import BudgetFigures, StoreBudgets
+from sark_mw.enforcement.refuse import outcome_of, reason_of
+from sark_mw.enforcer import Enforcer, Invocation
+from sark_mw.errors import ConfigurationError, InvalidRequestError, LedgerError, StoreError
+from sark_mw.instrumentation.base import RequestFinished, RequestOutcome
+from sark_mw.money import from_nanos
+from sark_mw.policy.base import PolicyServices
+from sark_mw.policy.manager import PolicyPluginManager
+from sark_mw.pricing.base import CostEstimator, InvocationRequest, InvocationResult, Json, Meter, in_nanos
+from sark_mw.pricing.fixed import FixedCostEstimator
+from sark_mw.reservation import new_reservation_id
+from sark_mw.sark import Sark
+from sark_mw.settings import AnySettings
+from sark_mw.tracker import CostTracker, provider_of, told_cost
+from sark_mw.usage import Usage
+from sark_mw.wire.base import Refusal
+
+_log = logging.getLogger(__name__)
+
+#: How long an answer waits for its settle, so that a report made right after it has it; the settle goes on by itself.
+_SETTLE_S = 1.0
+
+
+class ProtocolAdapter(ABC):
+    """What a resource is reached through."""
+
+    @abstractmethod
+    async def invoke(self, request: InvocationRequest) -> InvocationResult:
+        """Make the call; an exception means that nothing was charged."""
+
+
+class _NamedBudgets:
+    """The store's budgets for policies that know a principal by its bare name."""
+
+    def __init__(self, budgets: StoreBudgets) -> None:
+        self._budgets = budgets
+
+    async def get_budget_status(self, principal_id: str) -> BudgetFigures | None:
+        return await self._budgets.get_budget_status(scope_of(principal_id))
+
+
+class SARKGateway:
+    """Invoke resources within budget: estimate, policies, reserve, the resource's adapter, settle.
+
+    `policy_manager` and `cost_tracker` may be given, or assigned later; by default the first is that of the `Sark` and the second
+    one of its own. The `Sark` is given, or the cost tracker's, or opened from `settings` at the first use. Close it, or use it as
+    an asynchronous context manager.
+    """
+
+    def __init__(
+        self,
+        policy_manager: PolicyPluginManager | None = None,
+        cost_tracker: CostTracker | None = None,
+        *,
+        sark: Sark | None = None,
+        settings: AnySettings = None,
+    ) -> None:
+        if cost_tracker is not None and (sark is not None or settings is not None):
+            raise ConfigurationError("a cost tracker that is given brings its own Sark: give it to the tracker's service")
+        self._policies = policy_manager
+        self._service = CostAttributionService(sark, settings=settings) if cost_tracker is None else cost_tracker.service
+        self._own = cost_tracker is None
+        self._tracker = cost_tracker
+        self._adapters: dict[str, tuple[ProtocolAdapter, Json]] = {}
+        self._door: tuple[Sark, PolicyPluginManager, Enforcer] | None = None
+
+    @property
+    def cost_tracker(self) -> CostTracker:
+        """Whose estimators price the invocations, and whose service has the budgets."""
+        if self._tracker is None:
+            self._tracker = CostTracker(self._service)
+        return self._tracker
+
+    @cost_tracker.setter
+    def cost_tracker(self, tracker: CostTracker) -> None:
+        self._tracker = tracker
+
+    @property
+    def policy_manager(self) -> PolicyPluginManager:
+        """Who is asked before anything is reserved."""
+        return self._policies if self._policies is not None else self.sark.policies
+
+    @policy_manager.setter
+    def policy_manager(self, manager: PolicyPluginManager) -> None:
+        self._policies = manager
+
+    @property
+    def sark(self) -> Sark:
+        """The system behind it, perhaps not started yet."""
+        return (self._service if self._tracker is None else self._tracker.service).sark
+
+    @property
+    def db(self) -> Sark:
+        """What SARK's guides hand to `CostAttributionService`."""
+        return self.sark
+
+    async def aclose(self) -> None:
+        """Settle, flush and close what it opened itself."""
+        if self._own:
+            await self._service.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def register_adapter(self, name: str, adapter: ProtocolAdapter, resource_metadata: Json | None = None) -> None:
+        """Reach a resource, or every resource `name:…` of a protocol, through `adapter`; replaces another of that name.
+
+        `resource_metadata` says `provider` or `cost_provider` and `model`; without a provider its invocations are free.
+        """
+        self._adapters[name] = (adapter, resource_metadata or {})
+
+    async def invoke(
+        self,
+        *,
+        principal_id: str,
+        resource_id: str,
+        capability_id: str,
+        arguments: Json | None = None,
+        context: Json | None = None,
+    ) -> InvocationResult:
+        """Invoke a capability of a resource; what is refused or fails is a result without `success`, never an exception.
+
+        Of a refusal `error` says why, `metadata["reason"]` its kind (`budget`, `rate_limit`, `policy` …) and
+        `metadata["refusal"]` its details; a call that was made has `cost` (dollars) and `cost_estimated` in its metadata.
+        """
+        request = InvocationRequest(capability_id, principal_id, arguments or {}, context, resource_id)
+        found = self._adapters.get(resource_id) or self._adapters.get(resource_id.partition(":")[0])
+        if found is None:
+            known = ", ".join(sorted(self._adapters)) or "none"
+            return _failed(f"no adapter is registered for the resource {resource_id!r}; there are: {known}", "unknown_resource")
+        adapter, metadata = found
+        if isinstance(adapter, CostAwareAdapter):
+            return await adapter.invoke(request)  # it meters by itself
+        return await self.invoke_through(adapter, request, metadata)
+
+    async def invoke_through(
+        self,
+        adapter: ProtocolAdapter,
+        request: InvocationRequest,
+        resource_metadata: Json,
+        estimator: CostEstimator | None = None,
+    ) -> InvocationResult:
+        """Do for one call of an adapter what `invoke` does; `estimator` in place of the cost tracker's."""
+        started = time.perf_counter()
+        estimator = estimator or self.cost_tracker.get_estimator(provider_of(resource_metadata))
+        if estimator is None:
+            return _failed(f"no estimator is registered for the provider {provider_of(resource_metadata)!r}", "estimator")
+        try:
+            invocation = self._invocation(request, resource_metadata, estimator)
+            enforcer = await self._enforcer()
+        except InvalidRequestError as error:
+            return _failed(str(error), "invalid")
+        except (StoreError, LedgerError) as error:
+            _log.error("the gateway cannot be opened: %s", error)
+            return _failed("spending cannot be checked at the moment", "unavailable")
+        answer = await enforcer.admit(invocation)
+        self._tell(invocation, answer)
+        if isinstance(answer, Refusal):
+            details = {name: value for name, value in asdict(answer).items() if value not in (None, "")}
+            return _failed(answer.message, answer.kind.value, request_id=answer.request_id, refusal=details)
+        try:
+            result = await self._call(adapter, request, answer, estimator, resource_metadata)
+        finally:
+            if answer.ended is None:  # cancelled: it may have reached the provider
+                answer.settle(answer.expected())
+        return result if result.duration_ms else replace(result, duration_ms=(time.perf_counter() - started) * 1000)
+
+    async def _call(
+        self,
+        adapter: ProtocolAdapter,
+        request: InvocationRequest,
+        admission: Admission,
+        estimator: CostEstimator,
+        resource_metadata: Json,
+    ) -> InvocationResult:
+        try:
+            result = await adapter.invoke(request)
+        except Exception as error:  # noqa: BLE001  # the hook boundary: an adapter's fault is a result
+            # Its text may hold what was asked, which never reaches a log.
+            _log.warning("the adapter of %s failed: %s", request.resource_id, type(error).__name__)
+            await _answered(admission.release())
+            said = f"{type(error).__name__}: {error}"
+            return _failed(said, "adapter", request_id=admission.request_id)
+        spent = await _spent(admission, estimator, request, result, resource_metadata)
+        await _answered(admission.release() if spent is None else admission.settle(spent))
+        told: dict[str, object] = {
+            "request_id": admission.request_id,
+            "cost": from_nanos(spent.cost_nanos if spent else 0),
+            "cost_estimated": spent is not None and spent.estimated,
+        }
+        return replace(result, metadata={**told, **result.metadata})
+
+    def _invocation(self, request: InvocationRequest, resource_metadata: Json, estimator: CostEstimator) -> Invocation:
+        scope = scope_of(request.principal_id)
+        settings = self.sark.settings.principal
+        named = resource_metadata.get("model") or request.arguments.get("model")
+        model = named if isinstance(named, str) else None
+        return Invocation(
+            request=InvocationRequest(request.capability_id, scope, request.arguments, request.context, request.resource_id),
+            # Policies see the principal as the caller named it.
+            calls=(request,),
+            estimator=estimator,
+            root=settings.root,
+            scopes=touched_scopes(
+                scope,
+                settings.default_scopes,
+                provider=estimator.provider_name,
+                model=model,
+                resource=request.resource_id,
+                capability=request.capability_id,
+            ),
+            request_id=new_reservation_id(),
+            resource_metadata=resource_metadata,
+            environment=dict(request.context),
+            uses_tokens=model is not None,
+        )
+
+    async def _enforcer(self) -> Enforcer:
+        """Return the enforcer of the `Sark`, or one that asks this gateway's policies and shares everything else with it."""
+        sark, policies = await self.cost_tracker.service.opened(), self.policy_manager
+        if self._door is not None and self._door[:2] == (sark, policies):
+            return self._door[2]
+        enforcer = sark.enforcer
+        if policies is not sark.policies:
+            if sark.policies.active:
+                raise ConfigurationError("the settings have policies: register yours with gateway.policy_manager beside them")
+            policies.observe(sark.instrumentation)
+            enforcer = Enforcer(
+                sark.store,
+                tables=sark.tables,
+                clock=sark.clock,
+                settler=sark.settler,
+                policies=policies,
+                instrumentation=sark.instrumentation,
+                rebuild=sark.recovery.ensure,
+                leases=sark.leases,
+                options=sark.enforcer.options,
+            )
+            enforcer.live = sark.enforcer.live  # so that leases are renewed, and held again after a loss
+        budgets = _NamedBudgets(StoreBudgets(sark.store, sark.tables, sark.settings.principal.root))
+        policies.bind(PolicyServices(store=sark.store, budgets=budgets))
+        self._door = (sark, policies, enforcer)
+        return enforcer
+
+    def _tell(self, invocation: Invocation, answer: Admission | Refusal) -> None:
+        refusal = answer if isinstance(answer, Refusal) else None
+        self.sark.instrumentation.request_finished(
+            RequestFinished(
+                outcome=outcome_of(refusal) if refusal else RequestOutcome.ADMITTED,
+                wire="direct",
+                operation=invocation.request.capability_id,
+                provider=invocation.estimator.provider_name,
+                reason=reason_of(refusal) if refusal else "",
+                request_id=invocation.request_id,
+                root=invocation.root,
+                principal_id=invocation.request.principal_id,
+                limit_id=refusal.limit or "" if refusal else "",
+            )
+        )
+
+
+class CostAwareAdapter(ProtocolAdapter):
+    """Meter an adapter of one's own: through a gateway, or a `Sark`, or a gateway of its own, which `aclose` closes.
+
+    `estimator` prices its calls, else the one of the provider that `resource_metadata` names.
+    """
+
+    def __init__(
+        self,
+        adapter: ProtocolAdapter,
+        through: SARKGateway | Sark | None = None,
+        *,
+        estimator: CostEstimator | None = None,
+        resource_metadata: Json | None = None,
+    ) -> None:
+        self._adapter = adapter
+        self._own = not isinstance(through, SARKGateway)
+        self.gateway = through if isinstance(through, SARKGateway) else SARKGateway(sark=through)
+        self._estimator = estimator
+        self._metadata: Mapping[str, object] = resource_metadata or {}
+
+    async def invoke(self, request: InvocationRequest) -> InvocationResult:
+        """Invoke the adapter within budget, as `SARKGateway.invoke` does."""
+        return await self.gateway.invoke_through(self._adapter, request, self._metadata, self._estimator)
+
+    async def aclose(self) -> None:
+        """Close a gateway of its own."""
+        if self._own:
+            await self.gateway.aclose()
+
+
+async def _spent(
+    admission: Admission,
+    estimator: CostEstimator,
+    request: InvocationRequest,
+    result: InvocationResult,
+    resource_metadata: Json,
+) -> Spent | None:
+    """Say what to book: what the result tells, else the estimate, and None for a failed call, which is not charged it."""
+    told = await told_cost(estimator, request, result, resource_metadata)
+    if told is not None:
+        tokens_in, tokens_out = token_counts(told.breakdown)
+        if isinstance(estimator, Meter):
+            estimator.observe(Usage(input_tokens=tokens_in, output_tokens=tokens_out), admission.estimate)
+        return Spent(cost_nanos=in_nanos(told), input_tokens=tokens_in, output_tokens=tokens_out)
+    if not result.success:
+        return None
+    if isinstance(estimator, FixedCostEstimator):
+        return Spent(cost_nanos=admission.estimate.ceiling_nanos)
+    return admission.expected()
+
+
+async def _answered(settle: asyncio.Task[object]) -> None:
+    await asyncio.wait({settle}, timeout=_SETTLE_S)
+
+
+def _failed(error: str, reason: str, **details: object) -> InvocationResult:
+    return InvocationResult(False, error=error, metadata={"reason": reason, **details})

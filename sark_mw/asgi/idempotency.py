@@ -1,0 +1,188 @@
+"""Idempotency keys: what a second request with the same key is compared by, and the responses that it is answered with.
+
+Responses are kept in this process's memory and nowhere else, within a bound and for a time. A retry that reaches another process
+is told that its first request has been answered and paid for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from sark_mw.asgi.principal import Principal
+from sark_mw.asgi.types import Message, RawHeaders, Scope, header, single
+from sark_mw.enforcer import Idempotency
+from sark_mw.errors import InvalidRequestError
+from sark_mw.wire.base import Response
+
+HEADER = b"idempotency-key"
+MAX_KEY_CHARS = 255
+#: A longer response is not kept.
+MAX_KEPT_BYTES = 1024 * 1024
+
+
+def idempotency_of(principal: Principal, scope: Scope, body: bytes) -> Idempotency | None:
+    """Read a request's key; None where it has none. Raises `InvalidRequestError` for one that is no key."""
+    if scope["method"].upper() != "POST":
+        return None
+    key = single(scope["headers"], HEADER)
+    if key is None:
+        return None
+    if not 0 < len(key) <= MAX_KEY_CHARS or not key.isprintable():
+        raise InvalidRequestError(f"An idempotency key has 1 to {MAX_KEY_CHARS} printable characters.", param="idempotency-key")
+    query: bytes = scope.get("query_string", b"")
+    asked = (scope["method"].upper().encode(), scope["path"].encode("utf-8", "surrogatepass"), query, body)
+    return Idempotency(
+        key=_digest((principal.root or "").encode(), principal.principal_id.encode("utf-8", "surrogatepass"), key.encode()),
+        fingerprint=_digest(*asked),
+    )
+
+
+def _digest(*parts: bytes) -> str:
+    """Hash several texts, none of which can be read as the end of another."""
+    digest = blake2b(digest_size=16)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """One whole response, and the request that it answers."""
+
+    fingerprint: str
+    accept_encoding: bytes | None
+    status: int
+    headers: RawHeaders
+    body: bytes
+    until: float
+
+    @property
+    def response(self) -> Response:
+        """The response, byte for byte; it tells that it is one of before."""
+        return Response(status=self.status, headers=(*self.headers, (b"x-sark-replayed", b"true")), body=self.body)
+
+    @property
+    def size(self) -> int:
+        """What it takes of the bound."""
+        return len(self.body) + sum(len(name) + len(value) for name, value in self.headers)
+
+
+class KeptResponses:
+    """The responses of one process that can be answered with again: at most `most_bytes`, each for `keep_s` seconds."""
+
+    def __init__(self, most_bytes: int, keep_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most = most_bytes
+        self._keep_s = keep_s
+        self._clock = clock
+        self._kept: OrderedDict[str, Kept] = OrderedDict()
+        self._used = 0
+
+    def recording(self, idempotency: Idempotency | None, request_headers: RawHeaders) -> Recording | None:
+        """Begin to keep the response to a request; None where it has no key or nothing is kept."""
+        if idempotency is None or not self._most:
+            return None
+        return Recording(self, idempotency, header(request_headers, b"accept-encoding"))
+
+    def find(self, idempotency: Idempotency | None, request_headers: RawHeaders) -> Kept | None:
+        """Return the response to the same request with the same key, unless it was compressed for another client."""
+        if idempotency is None:
+            return None
+        self._forget_old()
+        kept = self._kept.get(idempotency.key)
+        if kept is None or kept.fingerprint != idempotency.fingerprint:
+            return None
+        compressed = header(kept.headers, b"content-encoding") is not None
+        same = kept.accept_encoding == header(request_headers, b"accept-encoding")
+        return kept if same or not compressed else None
+
+    def make_room(self, size: int) -> bool:
+        """Take so many bytes of the bound, in the place of the oldest responses; False if what is being recorded fills it."""
+        self._forget_old()
+        while self._used + size > self._most:
+            if not self._kept:
+                return False
+            self._drop(next(iter(self._kept)))
+        self._used += size
+        return True
+
+    def give_back(self, size: int) -> None:
+        """Give bytes of the bound back that nothing was kept in."""
+        self._used -= size
+
+    def put(self, idempotency: Idempotency, accept: bytes | None, status: int, headers: RawHeaders, body: bytes) -> None:
+        """Keep a response for which there is room already."""
+        if idempotency.key in self._kept:
+            self._drop(idempotency.key)
+        self._kept[idempotency.key] = Kept(
+            fingerprint=idempotency.fingerprint,
+            accept_encoding=accept,
+            status=status,
+            headers=headers,
+            body=body,
+            until=self._clock() + self._keep_s,
+        )
+
+    def _forget_old(self) -> None:
+        now = self._clock()
+        while self._kept:
+            key = next(iter(self._kept))
+            if self._kept[key].until > now:
+                return
+            self._drop(key)
+
+    def _drop(self, key: str) -> None:
+        self._used -= self._kept.pop(key).size
+
+
+class Recording:
+    """One response while it passes; kept when it came to its end, forgotten otherwise."""
+
+    __slots__ = ("_accept", "_body", "_headers", "_idempotency", "_into", "_size", "_status")
+
+    def __init__(self, into: KeptResponses, idempotency: Idempotency, accept: bytes | None) -> None:
+        self._into = into
+        self._idempotency = idempotency
+        self._accept = accept
+        self._status = 0
+        self._headers: RawHeaders = []
+        self._body: bytearray | None = bytearray()
+        self._size = 0
+
+    def hear(self, message: Message) -> None:
+        """Take a message as the client gets it."""
+        if self._body is None:
+            return
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            self._headers = [(bytes(name), bytes(value)) for name, value in message["headers"]]
+            self._grow(sum(len(name) + len(value) for name, value in self._headers))
+        elif message["type"] == "http.response.body":
+            piece = message.get("body", b"")
+            if self._grow(len(piece)):
+                self._body += piece
+        else:
+            self.forget()
+
+    def _grow(self, size: int) -> bool:
+        if self._size + size > MAX_KEPT_BYTES or not self._into.make_room(size):
+            self.forget()
+            return False
+        self._size += size
+        return True
+
+    def keep(self) -> None:
+        """Keep what was heard: the response has come to its end. Errors are not kept: the next request may fare better."""
+        if self._body is None or not 200 <= self._status < 400:
+            return self.forget()
+        body, self._body, self._size = bytes(self._body), None, 0
+        return self._into.put(self._idempotency, self._accept, self._status, self._headers, body)
+
+    def forget(self) -> None:
+        """Keep nothing."""
+        self._into.give_back(self._size)
+        self._body, self._size = None, 0

@@ -1,0 +1,158 @@
+"""Top-ups and overrides: written to the ledger's database with who and why, then put into force in the store.
+
+The store gets sums with the number of events they are made of and takes only what is made of more, so a call may be repeated,
+overtaken or sent by several processes at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from sark_mw.enforcement.tables import LimitTables, ServerClock
+from sark_mw.errors import ConfigurationError
+from sark_mw.ledger.base import Ledger
+from sark_mw.ledger.events import Adjustment, EventFilter, EventKind, LimitEvent
+from sark_mw.limit import DEFAULT_ROOT, Limit, Unit, in_units
+from sark_mw.limit_index import LimitIndex
+from sark_mw.money import MAX_LIMIT_NANOS
+from sark_mw.reservation import new_reservation_id
+from sark_mw.store.base import Grant, ReservationStore
+from sark_mw.window import canonical
+
+#: Longest that an override may last from now.
+MAX_OVERRIDE_MS = 366 * 86_400_000
+#: What is in force already is sent again for so long: an administrator's process may have died between database and store.
+_SENT_AGAIN_MS = 600_000
+_MOST_SENT_AGAIN = 1_000
+#: An override that has ended: any instant that is long past.
+_ENDED_MS = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Which:
+    """Which limit on which scope is meant: by its id, or by unit and window where several limits match the scope."""
+
+    scope: str
+    root: str = DEFAULT_ROOT
+    limit_id: str | None = None
+    unit: str | None = None
+    window: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Why:
+    """Who does it and why; `event_id` (made if empty) makes a repeated call do nothing."""
+
+    actor: str = ""
+    reason: str = ""
+    event_id: str = ""
+
+
+class Grants:
+    """Top up and override. Raises `ConfigurationError`, `MoneyError`, or what ledger and store raise; then repeat the call."""
+
+    def __init__(self, store: ReservationStore, ledger: Ledger, *, tables: LimitTables, clock: ServerClock) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._tables = tables
+        self._clock = clock
+
+    async def top_up(self, which: Which, amount: Decimal, why: Why) -> LimitEvent:
+        """Add to (negative: take from) what a limit allows on a scope in its present period, or for good if it has none."""
+        limit = await self._find(which)
+        if limit.unit == Unit.CONCURRENCY or limit.rolling_ms or limit.idle_ms:
+            raise ConfigurationError(f"{limit.limit_id} has no balance that could be topped up: set or override its amount")
+        units = in_units(limit.unit, abs(amount)) * (-1 if amount < 0 else 1)
+        if not units:
+            raise ConfigurationError("a top-up of 0 changes nothing")
+        counter = limit.counter(which.scope, limit.period(self._clock.now_ms()))
+        return await self._record(EventKind.TOP_UP, limit, which.scope, counter, units, None, why)
+
+    async def override(self, which: Which, amount: Decimal | None, until_ms: int, why: Why) -> LimitEvent:
+        """Put another amount in the place of a limit's on a scope until then; None ends an override."""
+        limit = await self._find(which)
+        now = self._clock.now_ms()
+        if amount is not None and not now < until_ms <= now + MAX_OVERRIDE_MS:
+            raise ConfigurationError("an override must end in the future, within 366 days")
+        units = None if amount is None else in_units(limit.unit, amount)
+        until = None if amount is None else until_ms
+        return await self._record(EventKind.OVERRIDE, limit, which.scope, limit.base(which.scope), units, until, why)
+
+    async def _find(self, which: Which) -> Limit:
+        table = await self._tables.reload(which.root)
+        window = canonical(which.window) if which.window else None
+        if which.scope.endswith("*"):
+            raise ConfigurationError(f"name one scope that a limit matches, not a pattern: {which.scope!r}")
+        found = [
+            limit
+            for limit in LimitIndex(table.limits).on(which.scope)
+            if which.limit_id in (None, limit.limit_id) and which.unit in (None, limit.unit) and window in (None, limit.window)
+        ]
+        # An exact limit stands in the place of a pattern that would count the same.
+        exact = {limit.name_for(which.scope) for limit in found if not limit.is_pattern}
+        found = [limit for limit in found if not limit.is_pattern or limit.name_for(which.scope) not in exact or which.limit_id]
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            raise ConfigurationError(f"no limit of root {which.root!r} matches {which.scope!r} in this way")
+        raise ConfigurationError(
+            f"several limits match {which.scope!r}, say which: {', '.join(limit.limit_id for limit in found)}"
+        )
+
+    async def _record(
+        self, kind: EventKind, limit: Limit, scope: str, counter: str, amount: int | None, until_ms: int | None, why: Why
+    ) -> LimitEvent:
+        event = LimitEvent(
+            event_id=why.event_id or new_reservation_id(),
+            kind=kind,
+            root=limit.root,
+            limit_id=limit.limit_id,
+            scope=scope,
+            counter=counter,
+            unit=limit.unit,
+            amount=amount,
+            until_ms=until_ms,
+            at_ms=self._clock.now_ms(),
+            actor=why.actor,
+            reason=why.reason,
+        )
+        await self._ledger.record_events([event])
+        # Read after the commit: of two that come at once, whoever reads last has both.
+        await self.send(await self._ledger.adjustments(limit.root, [counter]), {counter: self._ends(limit, until_ms)})
+        return event
+
+    def _ends(self, limit: Limit, until_ms: int | None) -> int:
+        return until_ms or limit.period(self._clock.now_ms()).ends_ms
+
+    async def send(self, adjustments: Iterable[Adjustment], ends: dict[str, int] | None = None) -> None:
+        """Put adjustments into force; what is in force already is left."""
+        await self._store.adjust([grant_of(each, (ends or {}).get(each.counter, 0)) for each in adjustments])
+
+    async def send_again(self) -> None:
+        """Send what was changed lately once more: whoever changed it may have died before it reached the store."""
+        since = self._clock.now_ms() - _SENT_AGAIN_MS
+        kinds = (EventKind.TOP_UP, EventKind.OVERRIDE)
+        recent = await self._ledger.events(EventFilter(kinds=kinds, since_ms=since), _MOST_SENT_AGAIN)
+        counters = list(dict.fromkeys(each.event.counter for each in recent))
+        if counters:
+            await self.send(await self._ledger.adjustments(None, counters))
+
+
+def grant_of(each: Adjustment, ends_ms: int = 0) -> Grant:
+    """Turn what the ledger knows into what the store keeps."""
+    is_override = each.kind == EventKind.OVERRIDE
+    return Grant(
+        root=each.counter.partition("|")[0],
+        counter=each.counter,
+        amount=max(-MAX_LIMIT_NANOS, min(each.amount, MAX_LIMIT_NANOS)),
+        count=each.count,
+        until_ms=(each.until_ms or _ENDED_MS) if is_override else 0,
+        keep_until_ms=ends_ms,
+    )
+
+
+def grant_fields(grants: Sequence[Grant]) -> list[tuple[str, str]]:
+    """Write grants as fields of the store's hash."""
+    return [(grant.field, grant.value) for grant in grants]
