@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
 from sark_mw.enforcement.admission import Admission, Spent
-from sark_mw.errors import CostEstimationError
+from sark_mw.enforcement.invocation import Idempotency, idempotency
+from sark_mw.errors import ConfigurationError, CostEstimationError
 from sark_mw.money import to_nanos
 from sark_mw.pricing.base import CostEstimate, CostEstimator, Estimate, InvocationRequest, Json, Meter, in_nanos
 from sark_mw.pricing.metered import MeteredEstimator
@@ -15,6 +17,20 @@ from sark_mw.usage import Usage
 
 #: What an estimate, or a cost, may be given as: dollars, or a `CostEstimate`.
 Money = Decimal | int | str | CostEstimate
+_MAX_RUN_CHARS = 128
+
+
+def scope_of_run(principal: str, run: str) -> str:
+    """Name a run of a principal's as a scope; raises `ConfigurationError` for an id that could be read as another's."""
+    if not 0 < len(run) <= _MAX_RUN_CHARS or not run.isprintable() or "/" in run or "*" in run:
+        raise ConfigurationError(f"the id of a run has 1 to {_MAX_RUN_CHARS} printable characters, no / and no *: {run!r}")
+    return f"run:{principal}/{run}"
+
+
+def same_request(root: str, principal: str, key: str, request: Mapping[str, object] | None) -> Idempotency:
+    """Hash an idempotency key with its principal, and the request that it came with."""
+    asked = json.dumps(request, sort_keys=True, default=str).encode()
+    return idempotency(root, principal, key, asked)
 
 
 class GivenEstimate(CostEstimator):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sark_mw.enforcement.admission import Admission, tell_held
+from sark_mw.enforcement.invocation import Idempotency, Invocation, entry_of, needs_of, under_every_name
 from sark_mw.enforcement.leases import LeasePool
 from sark_mw.enforcement.refuse import IDEMPOTENT, refuse_limit, refuse_policy, refuse_repeated
 from sark_mw.enforcement.settler import Settler
@@ -17,52 +18,20 @@ from sark_mw.enforcement.tables import Layout, LimitTables, ServerClock
 from sark_mw.errors import CostEstimationError, InvalidRequestError, MoneyError, StoreDataLostError, StoreUnavailableError
 from sark_mw.instrumentation.base import Instrumentation, Reserved
 from sark_mw.ledger.entries import CallerEntry
-from sark_mw.limit import Limit, Unit
 from sark_mw.money import MAX_HOLD
 from sark_mw.policy.base import PolicyContext
 from sark_mw.policy.manager import PolicyPluginManager
-from sark_mw.pricing.base import CostEstimator, Estimate, InvocationRequest, estimate_with
+from sark_mw.pricing.base import Estimate, estimate_with
 from sark_mw.reservation import Need, Outcome, Reserve, ReserveReply, Resolution, Settle, new_reservation_id
 from sark_mw.store.base import ReservationStore
 from sark_mw.wire.base import Refusal, RefusalKind
+
+__all__ = ["Enforcer", "EnforcerOptions", "Idempotency", "Invocation", "needs_of"]
 
 _log = logging.getLogger(__name__)
 
 #: Stale limits, a period that just changed, rebuilt data: each is set right and asked again, but not for ever.
 _ATTEMPTS = 6
-_MAX_SCOPE_CHARS = 264
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Idempotency:
-    """Hashes (8 to 64 hex digits) of an idempotency key with its principal, and of the request that it came with."""
-
-    key: str
-    fingerprint: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Invocation:
-    """One request to be admitted: who pays, what it touches, how it is priced."""
-
-    request: InvocationRequest
-    estimator: CostEstimator
-    root: str
-    scopes: tuple[str, ...]
-    request_id: str
-    action: str = "invoke"
-    resource_metadata: Mapping[str, object] = field(default_factory=dict)
-    environment: Mapping[str, object] = field(default_factory=dict)
-    stream: bool = False
-    metadata: Mapping[str, object] | None = None
-    #: A batch of calls: what policies are asked about, one by one. Each counts as a request.
-    calls: tuple[InvocationRequest, ...] = ()
-    uses_tokens: bool = False
-    #: Scopes that the caller asserts (`end_user:`, `tag:`, `resource:`): touched where a limit is about them.
-    asserted: tuple[str, ...] = ()
-    #: Limits of this request's own (a run's budget); their scopes must be among `scopes`.
-    extra_limits: tuple[Limit, ...] = ()
-    idempotency: Idempotency | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +80,7 @@ class Enforcer:
         denied = await self._ask_policies(invocation, estimate)
         if denied is not None:
             return denied
-        invocation = _under_every_name(invocation, estimate)
+        invocation = under_every_name(invocation, estimate)
         needs = needs_of(estimate, max(len(invocation.calls), 1), uses_tokens=invocation.uses_tokens)
         task = asyncio.ensure_future(self._reserve(invocation, estimate, needs))
         try:
@@ -172,7 +141,7 @@ class Enforcer:
         return None
 
     async def _reserve(self, invocation: Invocation, estimate: Estimate, needs: tuple[Need, ...]) -> Admission | Refusal:
-        entry = _entry(invocation, estimate)
+        entry = entry_of(invocation, estimate)
         reservation_id = new_reservation_id()
         started = time.perf_counter()
         try:
@@ -349,50 +318,3 @@ def _release_unused(task: asyncio.Task[Admission | Refusal]) -> None:
         answer = task.result()
         if isinstance(answer, Admission):
             answer.release()
-
-
-def _under_every_name(invocation: Invocation, estimate: Estimate) -> Invocation:
-    """Touch the model by the price list's name as well: of a limit on a model, no spelling of it may be free."""
-    if estimate.price is None or not estimate.price.model:
-        return invocation
-    scope = f"model:{estimate.price.model.strip().lower()}"
-    if scope in invocation.scopes or len(scope) > _MAX_SCOPE_CHARS:
-        return invocation
-    return replace(invocation, scopes=(*invocation.scopes, scope))
-
-
-def needs_of(estimate: Estimate, calls: int = 1, *, uses_tokens: bool = False) -> tuple[Need, ...]:
-    """Lay out what a request of this estimate takes of each unit.
-
-    A batch of `calls` counts as so many requests. `uses_tokens`: it does, even if its estimator does not say how many; then it
-    asks for one of each, so that a limit of tokens that is used up refuses it.
-    """
-    least = 1 if uses_tokens and not estimate.input_tokens and not estimate.max_output_tokens else 0
-    expected_in = min(estimate.expected_input_tokens or estimate.input_tokens, estimate.input_tokens)
-    expected_out = min(estimate.expected_output_tokens, estimate.max_output_tokens)
-    most = estimate.input_tokens + estimate.max_output_tokens
-    return (
-        Need(unit=Unit.USD, held=estimate.ceiling_nanos, expected=min(estimate.expected_nanos, estimate.ceiling_nanos)),
-        Need(unit=Unit.REQUESTS, held=calls, expected=calls),
-        Need(unit=Unit.INPUT_TOKENS, held=estimate.input_tokens or least, expected=expected_in),
-        Need(unit=Unit.OUTPUT_TOKENS, held=estimate.max_output_tokens or least, expected=expected_out),
-        Need(unit=Unit.TOKENS, held=most or least, expected=expected_in + expected_out),
-        Need(unit=Unit.CONCURRENCY, held=1),
-    )
-
-
-def _entry(invocation: Invocation, estimate: Estimate) -> CallerEntry:
-    return CallerEntry(
-        principal_id=invocation.request.principal_id,
-        resource_id=invocation.request.resource_id or "",
-        capability_id=invocation.request.capability_id,
-        scopes=invocation.scopes,
-        provider=estimate.provider,
-        model=estimate.model,
-        held_nanos=estimate.ceiling_nanos,
-        expected_nanos=estimate.expected_nanos,
-        input_tokens=estimate.input_tokens,
-        stream=invocation.stream,
-        request_id=invocation.request_id,
-        metadata=invocation.metadata,
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from decimal import Decimal
 
 from sark_mw.assembly import (
     load_plugins,
@@ -14,7 +15,7 @@ from sark_mw.assembly import (
     make_prometheus,
     make_store,
 )
-from sark_mw.direct import DirectReservation, GivenEstimate, Money
+from sark_mw.direct import DirectReservation, GivenEstimate, Money, same_request, scope_of_run
 from sark_mw.enforcement.admission import Admission
 from sark_mw.enforcement.budgets import StoreBudgets
 from sark_mw.enforcement.drift import Drift
@@ -22,6 +23,7 @@ from sark_mw.enforcement.journal import Journal
 from sark_mw.enforcement.lease_shares import LeaseOptions
 from sark_mw.enforcement.leases import LeasePool
 from sark_mw.enforcement.limits import LimitRegistry, detail_of
+from sark_mw.enforcement.members import Memberships
 from sark_mw.enforcement.rebook import Rebooker
 from sark_mw.enforcement.recovery import Recovery
 from sark_mw.enforcement.refuse import outcome_of, reason_of
@@ -36,6 +38,7 @@ from sark_mw.instrumentation.base import Instrumentation, RequestFinished, Reque
 from sark_mw.ledger import Flusher
 from sark_mw.ledger.base import Ledger
 from sark_mw.ledger.events import LimitEvent
+from sark_mw.limit import run_limit
 from sark_mw.money import to_nanos
 from sark_mw.policy.base import PolicyServices
 from sark_mw.policy.manager import PolicyPluginManager
@@ -70,6 +73,7 @@ class Sark:
         self.instrumentation = make_instrumentation(self.settings.observe, self.prometheus, instrumentation)
         self.policies = policies or PolicyPluginManager()
         self.ledger = ledger or make_ledger(self.settings.ledger)
+        self._members = Memberships(self.settings.principal.members)
         self._given_store = store
         self._starting: asyncio.Task[None] | None = None
         self._flushing: asyncio.Task[None] | None = None
@@ -127,21 +131,33 @@ class Sark:
         capability: str = "direct",
         resource: str | None = None,
         metadata: Mapping[str, object] | None = None,
+        asserted: Sequence[str] = (),
+        run: str | None = None,
+        run_budget: Decimal | None = None,
+        idempotency_key: str | None = None,
     ) -> AsyncIterator[DirectReservation]:
         """Hold what a call may cost; leaving the block without a settle releases it, a crash lets it expire.
 
         The cost is either `estimate` (a ceiling in dollars, or a `CostEstimate`) or that of `request`, the body that goes to
-        `provider` ("openai", "anthropic", or an estimator of your own). Raises `RefusedError`; `ConfigurationError` for neither.
+        `provider` ("openai", "anthropic", or an estimator of your own). `asserted` scopes (`end_user:…`, `tag:…`) are touched
+        where a limit is about them. All calls of a `run` of this principal share its `run_budget`, in dollars. A call with the
+        `idempotency_key` of one that is in flight or done is refused. Raises `RefusedError`; `ConfigurationError` for neither.
         """
         estimator = self._estimator(estimate, provider)
         settings = self.settings.principal
+        run_scope = scope_of_run(principal, run) if run is not None else None
         invocation = Invocation(
             request=InvocationRequest(capability, principal, dict(request or {}), resource_id=resource),
             estimator=estimator,
             root=root or settings.root,
-            scopes=tuple(dict.fromkeys((principal, *scopes, *settings.default_scopes))),
+            scopes=self._members.of((principal, *scopes, *settings.default_scopes, *([run_scope] if run_scope else []))),
             request_id=new_reservation_id(),
             metadata=metadata,
+            asserted=tuple(asserted),
+            extra_limits=(run_limit(root or settings.root, run_scope, run_budget),)
+            if run_scope and run_budget is not None
+            else (),
+            idempotency=same_request(root or settings.root, principal, idempotency_key, request) if idempotency_key else None,
         )
         admission = await self.enforcer.admit(invocation)
         self._tell(invocation, admission)

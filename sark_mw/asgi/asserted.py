@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from decimal import Decimal
 from hashlib import blake2b
 
-from sark_mw.asgi.principal import MAX_NAME_CHARS, MAX_SCOPES, Principal
+from sark_mw.asgi.principal import Principal
 from sark_mw.asgi.routes import Route
 from sark_mw.asgi.types import RawHeaders, single
+from sark_mw.enforcement.members import MAX_NAME_CHARS, MAX_SCOPES
 from sark_mw.errors import InvalidRequestError, MoneyError
-from sark_mw.limit import DEFAULT_ROOT, Limit
+from sark_mw.limit import DEFAULT_ROOT, Limit, run_limit
 from sark_mw.wire.base import Call
 from sark_mw.wire.body import clean_path, mapping
 
 RUN, RUN_BUDGET, END_USER, TAGS = (b"x-sark-run", b"x-sark-run-budget", b"x-sark-end-user", b"x-sark-tags")
 MAX_ID_CHARS = 128
-#: A run that has spent nothing for a day is over: its budget begins anew.
-RUN_WINDOW = "idle:86400"
 _BUDGET = re.compile(r"[0-9]{1,10}(\.[0-9]{1,9})?")
 
 
@@ -70,7 +69,7 @@ def _limit(principal: Principal, run: str, budget: str) -> Limit:
     try:
         amount = Decimal(budget) if _BUDGET.fullmatch(budget) else Decimal(0)
         if amount > 0:
-            return Limit(scope=run, unit="usd", amount=amount, window=RUN_WINDOW, root=principal.root or DEFAULT_ROOT)
+            return run_limit(principal.root or DEFAULT_ROOT, run, amount)
     except MoneyError:
         pass  # above what a limit can be
     raise InvalidRequestError(

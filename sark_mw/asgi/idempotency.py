@@ -10,11 +10,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import blake2b
 
 from sark_mw.asgi.principal import Principal
 from sark_mw.asgi.types import Message, RawHeaders, Scope, header, single
-from sark_mw.enforcer import Idempotency
+from sark_mw.enforcement.invocation import Idempotency, idempotency
 from sark_mw.errors import InvalidRequestError
 from sark_mw.wire.base import Response
 
@@ -35,19 +34,7 @@ def idempotency_of(principal: Principal, scope: Scope, body: bytes) -> Idempoten
         raise InvalidRequestError(f"An idempotency key has 1 to {MAX_KEY_CHARS} printable characters.", param="idempotency-key")
     query: bytes = scope.get("query_string", b"")
     asked = (scope["method"].upper().encode(), scope["path"].encode("utf-8", "surrogatepass"), query, body)
-    return Idempotency(
-        key=_digest((principal.root or "").encode(), principal.principal_id.encode("utf-8", "surrogatepass"), key.encode()),
-        fingerprint=_digest(*asked),
-    )
-
-
-def _digest(*parts: bytes) -> str:
-    """Hash several texts, none of which can be read as the end of another."""
-    digest = blake2b(digest_size=16)
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
-    return digest.hexdigest()
+    return idempotency(principal.root or "", principal.principal_id, key, *asked)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

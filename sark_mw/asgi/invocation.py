@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sark_mw.asgi.asserted import Asserted
-from sark_mw.asgi.principal import MAX_SCOPES, Principal
+from sark_mw.asgi.principal import Principal
 from sark_mw.asgi.routes import Route
 from sark_mw.asgi.types import RawHeaders, Scope, client_address, header
+from sark_mw.enforcement.members import MAX_SCOPES
 from sark_mw.enforcer import Idempotency, Invocation
 from sark_mw.errors import InvalidRequestError
 from sark_mw.pricing.base import CostEstimator, InvocationRequest

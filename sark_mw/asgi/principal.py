@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from urllib.parse import parse_qsl
 
 from sark_mw.asgi.types import RawHeaders, Scope, client_address, once, single
+from sark_mw.enforcement.members import MAX_NAME_CHARS, MAX_SCOPES, Memberships, checked_scope
 from sark_mw.errors import ConfigurationError, InvalidRequestError
 from sark_mw.instrumentation.keys import hash_key
 from sark_mw.limit import clean_scope
@@ -23,8 +24,6 @@ from sark_mw.settings import KeySettings, PrincipalSettings
 
 _log = logging.getLogger(__name__)
 
-MAX_SCOPES = 32
-MAX_NAME_CHARS = 256
 MAX_KEY_CHARS = 4096
 # API keys are long and random, so a hash under a public secret still hides them; a short one of an own scheme it does not.
 _PUBLIC_SECRET = b"sark_mw: no principal.key_secret is set"
@@ -86,8 +85,8 @@ class PrincipalResolver:
             if len(key_hash) != len(self._hash("")):
                 raise ConfigurationError("principal.keys: a key_hash has 32 hex digits, as `sark-mw hash-key` prints them")
         for scope in (*settings.default_scopes, *(scope for key in settings.keys for scope in key.scopes)):
-            _check_setting(scope)
-        self._above = memberships(settings.members)
+            checked_scope(scope)
+        self._members = Memberships(settings.members)
 
     async def resolve(self, scope: Scope, wire: str = "plain") -> Principal | Unnamed:
         """Name the principal of a request in the dialect `wire`.
@@ -184,33 +183,13 @@ class PrincipalResolver:
     def _complete(self, principal: Principal) -> Principal:
         name = _check(with_kind(principal.principal_id))
         named = (name, *(_check(scope) for scope in principal.scopes), *self._settings.default_scopes)
-        scopes = dict.fromkeys((*named, *(scope for each in named for scope in self._above.get(each, ()))))
+        scopes = self._members.of(named)
         if len(scopes) > MAX_SCOPES:
             raise InvalidRequestError(f"A request may touch at most {MAX_SCOPES} scopes.")
         root = principal.root or self._settings.root
         if len(root) > MAX_NAME_CHARS or clean_scope(root) != root:
             raise InvalidRequestError("The root must be a name without spaces or control characters.")
-        return Principal(name, tuple(scopes), root)
-
-
-def memberships(members: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    """Return all scopes that each scope belongs to, near ones first; raises `ConfigurationError` if one belongs to itself."""
-    for scope in (*members, *(above for listed in members.values() for above in listed)):
-        _check_setting(scope)
-    above: dict[str, tuple[str, ...]] = {}
-    for scope in members:
-        found = dict.fromkeys(members[scope])
-        left = [*found]
-        for each in left:
-            new = [further for further in members.get(each, ()) if further not in found]
-            found |= dict.fromkeys(new)
-            left += new
-        if scope in found:
-            raise ConfigurationError(f"principal.members: {scope!r} belongs to itself")
-        if len(found) >= MAX_SCOPES:
-            raise ConfigurationError(f"principal.members: {scope!r} belongs to {MAX_SCOPES} scopes or more")
-        above[scope] = tuple(found)
-    return above
+        return Principal(name, scopes, root)
 
 
 def with_kind(name: str) -> str:
@@ -219,17 +198,10 @@ def with_kind(name: str) -> str:
 
 
 def _check(scope: str) -> str:
-    kind, _, name = scope.partition(":")
-    if not kind or not name or len(scope) > MAX_NAME_CHARS or not scope.isprintable():
-        raise InvalidRequestError(f"A scope must read kind:name, in at most {MAX_NAME_CHARS} printable characters.")
-    return scope
-
-
-def _check_setting(scope: str) -> None:
     try:
-        _check(scope)
-    except InvalidRequestError as error:
-        raise ConfigurationError(f"{scope!r}: {error}") from None
+        return checked_scope(scope)
+    except ConfigurationError as error:
+        raise InvalidRequestError(str(error)) from None
 
 
 def _network(text: str) -> IPv4Network | IPv6Network:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -33,20 +34,24 @@ class StoreBudgets:
     async def get_budget_status(self, principal_id: str) -> BudgetFigures | None:
         """Return the figures, or None for a principal without a daily or monthly budget."""
         layout = await self._tables.layout(self._root, (principal_id,))
-        windows = ("day", "month")
-        budgets = [line for line in layout.lines if line.unit == Unit.USD and line.enforce]
-        lines = [line for line in budgets if line.limit is not None and line.limit.window in windows]
+        # The lines of parents are not the principal's own.
+        budgets = [line for line in layout.lines if line.unit == Unit.USD and line.enforce and line.scope == principal_id]
+        lines = [line for line in budgets if line.limit is not None and line.limit.window in ("day", "month")]
         if not lines:
             return None
         snapshot = await self._store.balance(self._root, lines)
-        by_window = {b.line.limit.window: b for b in snapshot.balances if b.line.limit is not None}
-        day, month = by_window.get("day"), by_window.get("month")
+        day, month = (_tightest(snapshot.balances, window) for window in ("day", "month"))
         return BudgetFigures(
             daily_budget=_amount(day),
             monthly_budget=_amount(month),
             daily_spent=from_nanos(day.spent) if day else Decimal(0),
             monthly_spent=from_nanos(month.spent) if month else Decimal(0),
         )
+
+
+def _tightest(balances: Sequence[Balance], window: str) -> Balance | None:
+    own = [balance for balance in balances if balance.line.limit is not None and balance.line.limit.window == window]
+    return min(own, key=lambda balance: balance.remaining or 0, default=None)
 
 
 def _amount(balance: Balance | None) -> Decimal | None:

@@ -10,8 +10,8 @@ import pytest
 
 from sark_mw._fake_provider import FakeProvider
 from sark_mw.asgi.middleware import SarkMiddleware
-from sark_mw.asgi.principal import MAX_SCOPES
 from sark_mw.asgi.types import Receive, Scope, Send
+from sark_mw.enforcement.members import MAX_SCOPES
 from sark_mw.errors import ConfigurationError
 from sark_mw.sark import Sark
 from sark_mw.settings import Settings

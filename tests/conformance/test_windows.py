@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from sark_mw.window import period_of
 from sark_mw.reservation import Line, Outcome
+from sark_mw.window import period_of
 from tests.conformance.books import MINUTE_MS, ROOT, Books, budget, cap
 
 DAY_MS = 1440 * MINUTE_MS

@@ -41,18 +41,27 @@ def budgeted(examples: int, steps: int) -> settings:
 
 @st.composite
 def a_limit(draw: st.DrawFn) -> Limit:
-    """Some limit on some scope: scope, unit, window and mode from few, so that they meet."""
+    """Some limit on some scope: scope, unit, window and mode from few, so that they meet; options often enough."""
     unit = draw(st.sampled_from(["usd", "usd", "tokens", "concurrency"]))
     amount = draw(st.one_of(st.integers(0, 300), st.integers(500, 5000)))
+    window = draw(st.sampled_from(["minute", "hour", "day", "day", "total", "rolling:60", "idle:600"]))
+    rollover = draw(st.sampled_from([0, 0, 40, 300])) if unit != "concurrency" and window in ("minute", "hour", "day") else 0
     return Limit(
         root=ROOT,
         scope=draw(st.sampled_from(["org:x", "user:*", "user:a"])),
         unit=unit,
-        amount=Decimal(amount).scaleb(-9) if unit == "usd" else Decimal(amount),
-        window=draw(st.sampled_from(["minute", "day", "total", "rolling:60"])),
+        amount=in_unit(unit, amount),
+        window=window,
         timezone=draw(st.sampled_from(["UTC", "Europe/Berlin"])),
-        mode=draw(st.sampled_from(["enforce", "enforce", "enforce", "shadow"])),
+        mode=draw(st.sampled_from(["enforce", "enforce", "enforce", "shadow", "soft"])),
+        thresholds=draw(st.sampled_from([(), (), (50,), (50, 80, 100), (1, 100, 300)])) if unit != "concurrency" else (),
+        rollover=in_unit(unit, rollover),
     )
+
+
+def in_unit(unit: str, amount: int) -> Decimal:
+    """Write an amount as limits have it: dollars for nanos."""
+    return Decimal(amount).scaleb(-9) if unit == "usd" else Decimal(amount)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +131,19 @@ class Driver(RuleBasedStateMachine):
         share=st.integers(0, 4),
         lease_ms=st.sampled_from([0, 1, 50, 5 * SECOND, MINUTE, HOUR, DAY]),
         fresh=st.sampled_from([True, True, True, False]),
+        key=st.sampled_from([("", "")] * 4 + [("a1" * 4, "0f" * 4), ("a1" * 4, "1e" * 4), ("b2" * 4, "0f" * 4)]),
     )
     def reserve(
-        self, name: str, scopes: set[str], usd: int, tokens: int, slots: int, share: int, lease_ms: int, fresh: bool
+        self,
+        name: str,
+        scopes: set[str],
+        usd: int,
+        tokens: int,
+        slots: int,
+        share: int,
+        lease_ms: int,
+        fresh: bool,
+        key: tuple[str, str],
     ) -> None:
         """Ask for a hold, on limits as they are or as they were."""
         if fresh or self.table is None:
@@ -144,6 +163,8 @@ class Driver(RuleBasedStateMachine):
             version=self.table.version,
             epoch=self.table.epoch,
             entry=f'{{"for":"{name}"}}',
+            key=key[0],
+            fingerprint=key[1],
         )
         self.submit([request])
 
@@ -255,7 +276,8 @@ class Driver(RuleBasedStateMachine):
         """Sum the ledger as the flusher would have it, for a rebuild."""
         totals: dict[str, dict[str, int]] = {}
         made, entries, last, guessed = {}, {}, {}, {}
-        for entry in self.store.ledger:
+        numbered = [entry for entry in self.store.ledger if entry.shard_seq]  # events move no counter
+        for entry in numbered:
             name = entry.reservation_id
             sums = totals.setdefault(name, {})
             for unit, amount in entry.booked:
@@ -280,7 +302,7 @@ class Driver(RuleBasedStateMachine):
             for name, sums in totals.items()
         ]
         restored = [RestoredCounter(line=self.lines[name], spent=spent) for name, spent in counters.items()]
-        last_seq = max((entry.shard_seq for entry in self.store.ledger), default=0)
+        last_seq = max((entry.shard_seq for entry in numbered), default=0)
         return restored, resolved, last_seq + 1_000_000
 
 

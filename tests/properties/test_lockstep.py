@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from dataclasses import is_dataclass, replace
@@ -15,10 +16,11 @@ from sark_mw.reservation import ExtendReply, ReserveReply, SettleReply
 from sark_mw.store.base import LimitTable, OutboxEntry, Snapshot
 from sark_mw.store.connect import open_store
 from tests.conformance.clocks import fakeredis_time
-from tests.properties.driving import RETENTION_MS, ROOT, Call, Driver, budgeted, in_other_epoch, one_call
+from tests.properties.driving import RETENTION_MS, ROOT, Call, budgeted, in_other_epoch, one_call
+from tests.properties.granting import Granting
 
 
-class Lockstep(Driver):
+class Lockstep(Granting):
     """A memory store and the Lua store on fakeredis, side by side."""
 
     def __init__(self) -> None:
@@ -58,7 +60,8 @@ class Lockstep(Driver):
         counters, resolved, last_seq = self.what_the_ledger_knows()
         self.store.lose_data()
         self.run(self.lua._commands.client.flushall())
-        self.change(lambda store: store.restore(0, limits, counters, last_seq, resolved))
+        grants = self.grants_in_the_ledger()
+        self.change(lambda store: store.restore(0, limits, counters, last_seq, resolved, grants=grants))
 
     @invariant()
     def counters_agree(self) -> None:
@@ -77,7 +80,9 @@ class Lockstep(Driver):
             while fresh := await store.read("ledger", 50):
                 await store.acknowledge(fresh)
                 entries += fresh
-            return entries
+            # What a call tells of limits may come before or after what it books.
+            events = {entry.reservation_id: entry for entry in entries if not entry.shard_seq}
+            return [*(entry for entry in entries if entry.shard_seq), *(events[name] for name in sorted(events))]
 
         self.change(take)
 
@@ -88,7 +93,8 @@ def plain(answer: Any) -> Any:
         return [plain(each) for each in answer]
     if isinstance(answer, OutboxEntry):
         booked = tuple(sorted((unit, amount) for unit, amount in answer.booked if amount))
-        return replace(answer, stream_id="", epoch="", booked=booked)
+        entry = json.dumps(json.loads(answer.entry_json), sort_keys=True)
+        return replace(answer, stream_id="", epoch="", booked=booked, entry_json=entry)
     if isinstance(answer, (Snapshot, LimitTable)):
         return replace(answer, epoch="")
     if isinstance(answer, SettleReply):
