@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from uuid import uuid4
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 from sark_mw._memory_store import ManualClock
 from sark_mw.errors import LedgerUnavailableError, StoreDataLostError
 from sark_mw.ledger.open import open_ledger
+from sark_mw.limit import Limit
 from sark_mw.reservation import Outcome, Resolution
 from sark_mw.store.connect import open_store
 from tests.conformance.clocks import fakeredis_time
@@ -452,3 +455,48 @@ async def _disturb(shop: Shop, what: str, process: Process) -> None:
         await acts.get(what, lambda: asyncio.sleep(0))()
     except StoreDataLostError:
         return
+
+
+async def _allowed(process: Process, *scopes: str) -> dict[str, int]:
+    await process.tables.reload(ROOT)
+    layout = await process.tables.layout(ROOT, scopes)
+    return {b.line.scope: b.line.amount for b in (await process.store.balance(ROOT, layout.lines)).balances if b.line.carry_cap}
+
+
+async def _put(shop: Shop, *limits: Limit) -> None:
+    table = await shop.first.store.set_limits(ROOT, put=limits)
+    await shop.first.ledger.save_limits(table.limits, ())
+    shop.first.tables.forget(ROOT)
+    await shop.advance(2)
+
+
+async def test_what_was_carried_over_is_the_same_after_a_loss(shop: Shop) -> None:
+    rule = {"unit": "usd", "amount": Decimal(1000).scaleb(-9), "window": "day", "root": ROOT}
+    cap = Decimal(1500).scaleb(-9)
+    await _put(shop, *(Limit(scope=scope, rollover=cap, **rule) for scope in ("team:a", "end_user:*")))  # type: ignore[arg-type]
+    for day, spent in enumerate((300, 100, 950)):
+        for scope in ("team:a", "end_user:x"):
+            name = f"{scope}-{day}"
+            reserved, _ = await shop.first.hold(name, scope, usd=spent)
+            await shop.first.state(reserved, spent)
+        await shop.advance(86_400_000)
+    await shop.settled()
+    before = await _allowed(shop.first, "team:a", "end_user:x")
+    assert before == {"team:a": 2500, "end_user:x": 2500}
+    await shop.lose()
+    await shop.second.recovery.rebuild()
+    assert await _allowed(shop.second, "team:a", "end_user:x") == before
+
+
+async def test_a_late_cost_of_yesterday_still_takes_from_what_was_carried_after_a_loss(shop: Shop) -> None:
+    amount, cap = Decimal(1000).scaleb(-9), Decimal(1500).scaleb(-9)
+    await _put(shop, Limit(scope="team:a", amount=amount, window="day", root=ROOT, rollover=cap))
+    await shop.advance(86_400_000 - shop.clock() % 86_400_000 - 60_000)
+    late, _ = await shop.first.hold("late", "team:a", usd=400)
+    await shop.advance(120_000)
+    await shop.settled()
+    await shop.lose()
+    await shop.second.recovery.rebuild()
+    assert await _allowed(shop.second, "team:a") == {"team:a": 2000}
+    await shop.second.send(shop.first.statement(replace(late, cost=400, parts=1, ended=True), Resolution.SETTLE))
+    assert await _allowed(shop.second, "team:a") == {"team:a": 1600}
