@@ -38,7 +38,9 @@ for n = 1, tonumber(ARGV[2]) do
     redis.call('HSET', key.grants, field, value)
     redis.call('HSET', key.meta, 'grants', '1')
     if keep > 0 then
-      redis.call('ZADD', key.periods, 'NX', digits(keep + tonumber(ARGV[1])), field)
+      -- An override that was made longer is kept longer; when a counter goes, what is booked on it has decided before.
+      local how = string.match(field, '|override$') and 'GT' or 'NX'
+      redis.call('ZADD', key.periods, how, digits(keep + tonumber(ARGV[1])), field)
     end
   end
 end

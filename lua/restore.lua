@@ -16,7 +16,8 @@
 -- ARGV[2] seq: the last ledger sequence that must not be used again
 -- ARGV[3] retention_ms
 -- ARGV[4] n_limits, then per limit: field json
--- then n_counters, and per counter: counter spent ends_ms rolling_ms bucket_ms idle_ms
+-- then n_counters, and per counter: counter spent ends_ms rolling_ms bucket_ms idle_ms carries
+--   carries: 1 if it carries over: its rest may be corrected for as long as reservations are remembered
 -- then n_resolved, and per reservation: id tombstone
 -- then n_grants, and per field of the grants hash: field value
 -- Returns {code, now_ms, epoch}
@@ -46,7 +47,7 @@ at = at + 1
 for _ = 1, tonumber(ARGV[at]) do
   local line = {
     counter = ARGV[at + 1], ends = tonumber(ARGV[at + 3]), rolling = tonumber(ARGV[at + 4]), bucket = tonumber(ARGV[at + 5]),
-    idle = tonumber(ARGV[at + 6]), carries = false,
+    idle = tonumber(ARGV[at + 6]), carries = ARGV[at + 7] == '1',
   }
   if line.rolling > 0 and ARGV[at + 2] ~= '0' then
     -- The ledger's sum of a window is not spread over its buckets: all of it leaves a window from now.
@@ -55,7 +56,7 @@ for _ = 1, tonumber(ARGV[at]) do
   end
   redis.call('HSET', key.spent, line.counter, ARGV[at + 2])
   keep_until(book, line)
-  at = at + 6
+  at = at + 7
 end
 at = at + 1
 for _ = 1, tonumber(ARGV[at]) do

@@ -181,7 +181,7 @@ end
 -- Nothing is known of the reservation (its data was lost): book it in full, unless tombstones are too short-lived to know.
 local function book_unknown(item)
   local stone = {
-    resolution = 'held', last_part = 0, entries = item.part - 1, made = item.made, known = {}, estimated = {}, tail = '',
+    resolution = 'held', last_part = 0, entries = math.max(item.part - 1, 0), made = item.made, known = {}, estimated = {}, tail = '',
   }
   if item.kind == 'release' and item.amounts == '' then
     -- Its reserve may still be on the way: it must find the reservation ended.

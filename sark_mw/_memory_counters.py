@@ -140,15 +140,18 @@ class Counters:
     def restore(self, line: Line, spent: int, now: int) -> None:
         """Set a counter to what the ledger knows; a rolling window is taken to have spent all of it just now."""
         self.book(line, spent, freed=0, made_ms=now, now=now)
+        self._watched.pop(line.counter, None)
         self._keep(line, now)
 
     def due(self, now: int, also: Mapping[str, int]) -> list[str]:
         """Name the counters whose time to be kept is over, the oldest first; those that still hold something are kept on.
 
-        `also` are counters that were never spent on, and until when those are kept.
+        `also` are overrides, and counters that were never spent on, and until when those are kept.
         """
         for name, until in also.items():
-            self._keep_until.setdefault(name, until)
+            known = self._keep_until.setdefault(name, until)
+            if name.endswith("|override"):
+                self._keep_until[name] = max(known, until)
         # After a jump of the clock nothing is dropped for a while: if the jump was wrong, today's counters must still be there.
         if self._looked_ms is not None and now - self._looked_ms > self._retention_ms:
             self._drop_after_ms = now + self._retention_ms
@@ -172,15 +175,17 @@ class Counters:
         for name, amount in held.items():
             assert amount == 0 or name in self._by_name, f"{name} was dropped while {amount} were held"
 
-    @staticmethod
-    def _roll(counter: Counter, line: Line, now: int) -> None:
+    def _roll(self, counter: Counter, line: Line, now: int) -> None:
         """Take off what left the window; what lies ahead of the clock (it went back) leaves a window from now."""
         first, current = _first_bucket(line, now), now // line.bucket_ms
         if counter.oldest is not None and counter.oldest > current:
             counter.buckets = {current: sum(counter.buckets.values())}
             counter.oldest = first
         for bucket in [bucket for bucket in counter.buckets if bucket < first]:
-            counter.spent -= counter.buckets.pop(bucket)
+            gone = counter.buckets.pop(bucket)
+            counter.spent -= gone
+            if gone and line.thresholds:
+                self._watched.setdefault(line.counter, line)
         counter.oldest = max(counter.oldest or first, first)
 
     def _grant(self, line: Line, now: int) -> Counter:

@@ -59,7 +59,11 @@ class Grants:
         before = kept.get(grant.counter)
         if before is None or grant.count > before.count:
             kept[grant.counter] = grant
-            if grant.keep_until_ms and not grant.until_ms:
+            if grant.keep_until_ms and grant.until_ms:
+                # An override that was made longer is kept longer.
+                until = grant.keep_until_ms + self._retention_ms
+                self.due[grant.field] = max(self.due.get(grant.field, 0), until)
+            elif grant.keep_until_ms:
                 self.due.setdefault(grant.counter, grant.keep_until_ms + self._retention_ms)
 
     def restore(self, fields: Iterable[tuple[str, str]]) -> None:
@@ -145,6 +149,10 @@ class Grants:
 
     def drop(self, counter: str) -> None:
         """Keep what a carry record needs of a counter that is about to be deleted, and forget what was granted to it."""
+        if counter.endswith("|override"):
+            self._overrides.pop(counter.removesuffix("|override"), None)
+            self.due.pop(counter, None)
+            return
         carry = self._carries.get(base_of(counter))
         if carry and carry.before and counter in (carry.before.counter, carry.current.counter):
             self._finish(carry)

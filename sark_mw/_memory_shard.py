@@ -59,6 +59,7 @@ class Shard:
         self.sweep(now)
         if (request.epoch, request.version) != (self.epoch, self.version):
             return ReserveReply(reservation_id=request.reservation_id, outcome=Outcome.STALE_LIMITS, at_ms=now)
+        self._look(request.lines, now)
         lines = self._grants.in_effect(request.lines, now, write=True)
         reply = self._known(request, now) or self._same_key(request, now) or self._decide(request, lines, now)
         self._fire(now)
@@ -68,7 +69,6 @@ class Shard:
         """Book a reservation or a part of it, or release it; before the sweep, so that it wins over its expiry."""
         self._rotate(now)
         reply = self._resolve(request, now)
-        self._fire(now)
         self.sweep(now)
         return reply
 
@@ -88,6 +88,7 @@ class Shard:
         """Read counters, without holds whose lease ended."""
         self._rotate(now)
         self.sweep(now)
+        self._look(lines, now)
         return self._balances(self._grants.in_effect(lines, now, write=False), now)
 
     def sweep(self, now: int) -> int:
@@ -368,7 +369,8 @@ class Shard:
     def _book_unknown(self, request: Settle, reply: SettleReply, now: int) -> SettleReply:
         """Book in full what nothing is known of, unless it is so old that it may just be forgotten."""
         # Parts before this one went into the ledger from a hold whose data is gone.
-        unknown = Tombstone(resolution=Outcome.RELEASED, last_part=0, entries=request.part - 1, made_ms=request.made_ms)
+        entries = max(request.part - 1, 0)
+        unknown = Tombstone(resolution=Outcome.RELEASED, last_part=0, entries=entries, made_ms=request.made_ms)
         if request.kind == Resolution.RELEASE and not request.amounts:
             # Its reserve may still be on the way: it must find the reservation ended.
             self._done[request.reservation_id] = replace(unknown, last_part=request.part, made_ms=now)
@@ -420,6 +422,12 @@ class Shard:
             entry_json=event_json(detail),
         )
         self._publish(entry)
+
+    def _look(self, lines: Sequence[Line], now: int) -> None:
+        """Take off what left rolling windows: a threshold's mark falls with the sum."""
+        for line in lines:
+            self._counters.read(line, now)
+        self._fire(now)
 
     def _fire(self, now: int) -> None:
         for line, spent in self._counters.take_watched():

@@ -12,6 +12,7 @@ from typing import Literal
 from sark_mw.enforcement.admission import Admission, tell_held
 from sark_mw.enforcement.invocation import Idempotency, Invocation, entry_of, needs_of, under_every_name
 from sark_mw.enforcement.leases import LeasePool
+from sark_mw.enforcement.refusals import RecentRefusals
 from sark_mw.enforcement.refuse import IDEMPOTENT, refuse_limit, refuse_policy, refuse_repeated
 from sark_mw.enforcement.settler import Settler
 from sark_mw.enforcement.tables import Layout, LimitTables, ServerClock
@@ -60,6 +61,7 @@ class Enforcer:
         rebuild: Callable[[], Awaitable[object]],
         leases: LeasePool,
         options: EnforcerOptions,
+        refusals: RecentRefusals | None = None,
     ) -> None:
         self._store = store
         self._tables = tables
@@ -70,10 +72,21 @@ class Enforcer:
         self._rebuild = rebuild
         self._leases = leases
         self.options = options
+        self._refusals = refusals
         self.live: dict[str, Admission] = {}
 
     async def admit(self, invocation: Invocation) -> Admission | Refusal:
         """Estimate, ask the policies, reserve: an `Admission` to be ended once, or why not."""
+        answer = await self._admit(invocation)
+        if self._refusals is not None:
+            if isinstance(answer, Refusal):
+                who = invocation.request.principal_id
+                self._refusals.refused(answer, root=invocation.root, principal_id=who, scopes=invocation.scopes)
+            else:
+                self._refusals.admitted(invocation.request_id)
+        return answer
+
+    async def _admit(self, invocation: Invocation) -> Admission | Refusal:
         estimate = await self._estimate(invocation)
         if isinstance(estimate, Refusal):
             return estimate

@@ -2,6 +2,7 @@
 
 SarkError
 ├── ConfigurationError        settings, limits or wiring that cannot work; raised at start
+│   └── LimitFieldError       a limit that somebody wrote cannot be: names the field at fault
 ├── MoneyError                an amount that is no amount (also a ValueError)
 ├── InvalidRequestError       the caller's request is malformed: answered with 400 in its dialect
 ├── RefusedError              `Sark.reserve` was refused; carries the refusal
@@ -25,6 +26,15 @@ class SarkError(Exception):
 
 class ConfigurationError(SarkError):
     """Settings, limits or wiring that cannot work."""
+
+
+class LimitFieldError(ConfigurationError):
+    """A limit, top-up or override that cannot be; `field` is what is at fault, as `limits[2].timezone`."""
+
+    def __init__(self, message: str, field: str) -> None:
+        super().__init__(f"{field}: {message}" if field else message)
+        self.field = field
+        self.complaint = message
 
 
 class MoneyError(SarkError, ValueError):

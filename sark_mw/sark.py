@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from decimal import Decimal
 
 from sark_mw.assembly import (
@@ -26,6 +26,7 @@ from sark_mw.enforcement.limits import LimitRegistry, detail_of
 from sark_mw.enforcement.members import Memberships
 from sark_mw.enforcement.rebook import Rebooker
 from sark_mw.enforcement.recovery import Recovery
+from sark_mw.enforcement.refusals import RecentRefusals
 from sark_mw.enforcement.refuse import outcome_of, reason_of
 from sark_mw.enforcement.rehold import Rehold
 from sark_mw.enforcement.settler import Settler
@@ -33,7 +34,7 @@ from sark_mw.enforcement.tables import LimitTables, ServerClock
 from sark_mw.enforcement.upkeep import Upkeep, UpkeepOptions
 from sark_mw.enforcement.webhooks import Webhooks
 from sark_mw.enforcer import Enforcer, EnforcerOptions, Invocation
-from sark_mw.errors import ConfigurationError, RefusedError, SarkError
+from sark_mw.errors import ConfigurationError, RefusedError, SarkError, StoreError
 from sark_mw.instrumentation.base import Instrumentation, RequestFinished, RequestOutcome
 from sark_mw.ledger import Flusher
 from sark_mw.ledger.base import Ledger
@@ -214,6 +215,7 @@ class Sark:
             lease_ms=lease_ms,
             options=_lease_options(settings.store),
         )
+        self.refusals = RecentRefusals(store, self.clock)
         self.policies.bind(PolicyServices(store=store, budgets=StoreBudgets(store, self.tables)))
         self.policies.observe(self.instrumentation)
         self.enforcer = Enforcer(
@@ -232,6 +234,7 @@ class Sark:
                 on_unknown_model=settings.pricing.on_unknown_model,
                 budget_status=settings.http.budget_status,
             ),
+            refusals=self.refusals,
         )
         self.drift = Drift(store, self.ledger, tables=self.tables, clock=self.clock, instrumentation=self.instrumentation)
         self.flusher: Flusher[OutboxEntry] = Flusher(
@@ -258,6 +261,7 @@ class Sark:
             rehold=self.rehold,
             grants=self.limits.grants,
             webhooks=self._webhooks,
+            refusals=self.refusals,
             instrumentation=self.instrumentation,
             options=UpkeepOptions(
                 lease_ms=lease_ms,
@@ -284,6 +288,8 @@ class Sark:
         if self._webhooks is not None:
             await self._webhooks.aclose()
         await self.rehold.aclose()
+        with suppress(StoreError):
+            await self.refusals.write()
         if self._flushing is not None:
             await self.flusher.drain(deadline_s)
             await self._flushing

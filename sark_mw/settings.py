@@ -26,6 +26,7 @@ from sark_mw.settings_http import (
     RouteSettings,
 )
 from sark_mw.settings_sections import (
+    AdminSettings,
     LedgerSettings,
     LimitSettings,
     ModelPriceSettings,
@@ -41,6 +42,7 @@ from sark_mw.settings_sections import (
 )
 
 __all__ = [
+    "AdminSettings",
     "AnySettings",
     "CheaperModelSettings",
     "HttpSettings",
@@ -81,6 +83,7 @@ class Settings(BaseSettings):
     policy: PolicySettings = PolicySettings()
     observe: ObserveSettings = ObserveSettings()
     serve: ServeSettings = ServeSettings()
+    admin: AdminSettings = AdminSettings()
     routes: tuple[RouteSettings, ...] = ()
     limits: tuple[LimitSettings, ...] = ()
     webhooks: tuple[WebhookSettings, ...] = ()

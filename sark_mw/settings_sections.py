@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 from decimal import Decimal
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -94,7 +95,7 @@ class LimitSettings(_Section):
         description="What is limited, `kind:name`: `org:acme`, `team:ml`, `user:alice`, `key:…`, `model:gpt-4o`, "
         "`provider:openai`. A name of `*` gives each member a counter of its own: `user:*`."
     )
-    amount: Decimal = Field(ge=0, description="Dollars for `usd`, a whole number for the other units.")
+    amount: Decimal = Field(ge=0, max_digits=40, description="Dollars for `usd`, a whole number for the other units.")
     unit: str = Field(
         "usd", description="What is counted: `usd`, `requests`, `tokens`, `input_tokens`, `output_tokens` or `concurrency`."
     )
@@ -123,7 +124,7 @@ class LimitSettings(_Section):
         "50, 80 and 95 for `soft` if none are named.",
     )
     rollover: Decimal = Field(
-        Decimal(0), ge=0, description="The most of what was not spent that is carried into the next period."
+        Decimal(0), ge=0, max_digits=40, description="The most of what was not spent that is carried into the next period."
     )
 
     def to_limit(self) -> Limit:
@@ -213,6 +214,31 @@ class ObserveSettings(_Section):
     audit_log: bool = Field(True, description="One structured log event per decision.")
     log_format: Literal["json", "console"] = Field("json", description="How audit events are written: for machines or for eyes.")
     drift_interval_s: float = Field(60, gt=0, description="Pause between two comparisons of counters and ledger.")
+
+
+class AdminSettings(_Section):
+    """The administration of limits over HTTP: what is set, where it stands, who is refused. See docs/admin.md."""
+
+    enabled: bool = Field(False, description="Serve it, in front of the app, wherever `SarkMiddleware` is.")
+    token: SecretStr = Field(
+        SecretStr(""),
+        description="What an administrator sends as `authorization: Bearer …`: at least 16 characters; set it (SARK_ADMIN__TOKEN). No principal's key is ever accepted.",
+    )
+    path: str = Field("/sark/admin", pattern=r"^(/[A-Za-z0-9._~-]+)+$", description="Path below which it is served.")
+    allowed_networks: tuple[str, ...] = Field(
+        (), description="Addresses or networks from which alone it may be used, by the peer of the connection; none: any."
+    )
+
+    @model_validator(mode="after")
+    def _guarded(self) -> Self:
+        if self.enabled and len(self.token.get_secret_value()) < 16:
+            raise ValueError("an admin API that is enabled needs a token of at least 16 characters: set SARK_ADMIN__TOKEN")
+        for each in self.allowed_networks:
+            try:
+                ip_network(each, strict=False)
+            except ValueError:
+                raise ValueError(f"allowed_networks: {each!r} is neither an address nor a network") from None
+        return self
 
 
 class WebhookSettings(_Section):

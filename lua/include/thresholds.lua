@@ -1,11 +1,11 @@
 -- Thresholds: percents of a limit's amount at which its period tells, once each.
 
--- The highest threshold that `spent` has reached, 0 for none.
-local function reached(thresholds, spent, amount)
+-- The highest threshold that `spent` has reached of an amount in tenths, 0 for none. Whole numbers only: 0.9 is none.
+local function reached(thresholds, spent, tenths)
   local highest = 0
   for word in string.gmatch(thresholds, '%d+') do
     local percent = tonumber(word)
-    if amount <= 0 and spent > 0 or amount > 0 and spent * 100 >= percent * amount then
+    if tenths <= 0 and spent > 0 or tenths > 0 and spent * 1000 >= percent * tenths then
       highest = percent
     end
   end
@@ -18,9 +18,9 @@ local function fire_thresholds(book, row, shard, epoch)
   local found = redis.call('HMGET', key.grants, counter, base_of(counter) .. '|override', counter .. '|carried', counter .. '|fired')
   local override, topped = parse_grants(book.now, found[1], found[2])
   local amount = (override or line.base_amount) + topped + tonumber(found[3] or '0')
-  local fired, now_reached = tonumber(found[4] or '0'), reached(line.thresholds, row.spent, amount)
+  local fired, now_reached = tonumber(found[4] or '0'), reached(line.thresholds, row.spent, amount * 10)
   -- On a window that rolls the mark falls with the sum, once that is well below: else it would tell again and again.
-  local falls_to = line.rolling > 0 and reached(line.thresholds, row.spent, amount * 0.9) or fired
+  local falls_to = line.rolling > 0 and reached(line.thresholds, row.spent, amount * 9) or fired
   if now_reached > fired then
     for word in string.gmatch(line.thresholds, '%d+') do
       local percent = tonumber(word)

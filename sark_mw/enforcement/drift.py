@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from sark_mw.enforcement.tables import LimitTables, ServerClock
@@ -23,10 +23,12 @@ _COLUMNS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """One counter and what the ledger says it must be; `settled` is False while the ledger has not caught up."""
+    """One counter and what the ledger says it must be, both at `seq`; `settled` is False while the ledger has not caught up."""
 
     balance: Balance
     shard: int
+    epoch: str
+    seq: int
     ledger: int
     settled: bool
 
@@ -43,6 +45,49 @@ def _sum(total: CostTotal, unit: str) -> int:
 def comparable(line: Line) -> bool:
     """Tell whether the ledger can say what a counter must be: not for concurrency, nor windows that roll or end when idle."""
     return line.unit in _COLUMNS and not line.rolling_ms and not line.idle_ms
+
+
+#: Tells whether the ledger has every entry of a shard's epoch up to a sequence number.
+CaughtUp = Callable[[int, str, int], Awaitable[bool]]
+
+
+async def compare_lines(
+    store: ReservationStore,
+    ledger: Ledger,
+    root: str,
+    lines: Sequence[Line],
+    *,
+    clock: ServerClock,
+    caught_up: CaughtUp | None = None,
+) -> list[Comparison]:
+    """Compare the counters of comparable lines with the ledger, all at one instant; `caught_up` may wait for the ledger."""
+    snapshot = await store.balance(root, lines)
+    clock.heard(snapshot.at_ms)
+    settled = await (caught_up or ledger.complete_up_to)(snapshot.shard, snapshot.epoch, snapshot.seq)
+    found = []
+    for balance in snapshot.balances:
+        line = balance.line
+        total = await ledger.total(
+            CostFilter(
+                root=root,
+                scope=line.scope,
+                from_ms=max(line.starts_ms, line.limit.since_ms if line.limit else 0),
+                until_ms=line.ends_ms or None,
+                shard=snapshot.shard,
+                max_shard_seq=snapshot.seq,
+            )
+        )
+        found.append(
+            Comparison(
+                balance=balance,
+                shard=snapshot.shard,
+                epoch=snapshot.epoch,
+                seq=snapshot.seq,
+                ledger=_sum(total, line.unit),
+                settled=settled,
+            )
+        )
+    return found
 
 
 class Drift:
@@ -81,21 +126,4 @@ class Drift:
         lines = [line for line in lines_for(limits, touched, self._clock.now_ms()) if comparable(line)]
         if not lines:
             return []
-        snapshot = await self._store.balance(root, lines)
-        self._clock.heard(snapshot.at_ms)
-        settled = await self._ledger.complete_up_to(snapshot.shard, snapshot.epoch, snapshot.seq)
-        found = []
-        for balance in snapshot.balances:
-            line = balance.line
-            total = await self._ledger.total(
-                CostFilter(
-                    root=root,
-                    scope=line.scope,
-                    from_ms=max(line.starts_ms, line.limit.since_ms if line.limit else 0),
-                    until_ms=line.ends_ms or None,
-                    shard=snapshot.shard,
-                    max_shard_seq=snapshot.seq,
-                )
-            )
-            found.append(Comparison(balance=balance, shard=snapshot.shard, ledger=_sum(total, line.unit), settled=settled))
-        return found
+        return await compare_lines(self._store, self._ledger, root, lines, clock=self._clock)

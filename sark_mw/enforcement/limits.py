@@ -215,8 +215,11 @@ class LimitRegistry:
         events = [_event(EventKind.SET, limit, known.get(limit.limit_id), self._clock.now_ms(), why) for limit in put]
         dropped = (known[limit_id] for limit_id in drop if limit_id in known)
         events += [_event(EventKind.DELETE, limit, None, self._clock.now_ms(), why) for limit in dropped]
-        await self._ledger.record_events(events)
-        self._told(events)
+        await self.record(*events)
+
+    async def record(self, *events: LimitEvent) -> None:
+        """Record what an administrator did, each event once by its id, and tell logs and metrics of it."""
+        self._told(await self._ledger.record_new(events))
 
     def _told(self, events: Iterable[LimitEvent]) -> None:
         for event in events if self._on_event else ():

@@ -15,6 +15,7 @@ from sark_mw.enforcement.grants import Grants
 from sark_mw.enforcement.journal import Journal
 from sark_mw.enforcement.leases import LeasePool
 from sark_mw.enforcement.recovery import Recovery
+from sark_mw.enforcement.refusals import RecentRefusals
 from sark_mw.enforcement.rehold import Rehold
 from sark_mw.enforcement.tables import LimitTables, ServerClock
 from sark_mw.enforcement.webhooks import Webhooks
@@ -39,6 +40,7 @@ class UpkeepOptions:
     watch_s: float = 5.0
     grants_s: float = 10.0
     webhooks_s: float = 1.0
+    refusals_s: float = 1.0
 
 
 class Upkeep:
@@ -59,6 +61,7 @@ class Upkeep:
         rehold: Rehold,
         grants: Grants,
         webhooks: Webhooks | None = None,
+        refusals: RecentRefusals | None = None,
         instrumentation: Instrumentation,
         options: UpkeepOptions,
     ) -> None:
@@ -74,6 +77,7 @@ class Upkeep:
         self._rehold = rehold
         self._grants = grants
         self._webhooks = webhooks
+        self._refusals = refusals
         self._instrumentation = instrumentation
         self._options = options
         self._tasks: list[asyncio.Task[None]] = []
@@ -92,6 +96,8 @@ class Upkeep:
         )
         if self._webhooks is not None:
             rounds = (*rounds, (self._webhooks.round, self._options.webhooks_s))
+        if self._refusals is not None:
+            rounds = (*rounds, (self._refusals.write, self._options.refusals_s))
         self._tasks = [asyncio.ensure_future(self._repeat(one, every)) for one, every in rounds]
 
     async def aclose(self) -> None:

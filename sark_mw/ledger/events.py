@@ -108,7 +108,7 @@ def event_of(record: OutboxRecord) -> LimitEvent:
     """
     said = _object(record.entry_json)
     counter = _text(said, "counter") or _text(said, "base")
-    scope, unit, limit_id = _read(counter)
+    scope, unit, limit_id = read_counter(counter)
     return LimitEvent(
         event_id=record.reservation_id,
         kind=record.kind,
@@ -121,6 +121,23 @@ def event_of(record: OutboxRecord) -> LimitEvent:
         at_ms=record.booked_ms,
         detail_json=record.entry_json if said else '{"malformed":true}',
     )
+
+
+def read_counter(counter: str) -> tuple[str, str, str]:
+    """Read scope (cleaned), unit and limit id off a counter or base, `<root>|<name>|…`; all empty where it is none."""
+    parts = counter.split("|")
+    if len(parts) not in (3, 4):
+        return "", "", ""
+    name = parts[1]
+    if found := _NAME.fullmatch(name):
+        return found["scope"], found["unit"], name
+    # Of a limit on a pattern, which follows behind `<`; a scope may hold that too, but only the pattern begins as the scope does.
+    for mark in re.finditer("<", name):
+        found, pattern = _NAME.fullmatch(name[: mark.start()]), name[mark.end() :]
+        # Of what is too long a name has only the beginning, then `%~` and a digest.
+        if found and (found["scope"].startswith(pattern.removesuffix("*")) or "%~" in found["scope"] + pattern):
+            return found["scope"], found["unit"], f"{pattern}/{found['unit']}/{found['window']}"
+    return "", "", ""
 
 
 def _object(text: str) -> Mapping[str, object]:
@@ -142,20 +159,3 @@ def _amount(value: object) -> int | None:
     if isinstance(value, int) and not isinstance(value, bool) and -_INT64 <= value < _INT64:
         return value
     return None
-
-
-def _read(counter: str) -> tuple[str, str, str]:
-    """Read scope, unit and limit id off a counter or base, `<root>|<name>|…`; all empty where it is none."""
-    parts = counter.split("|")
-    if len(parts) not in (3, 4):
-        return "", "", ""
-    name = parts[1]
-    if found := _NAME.fullmatch(name):
-        return found["scope"], found["unit"], name
-    # Of a limit on a pattern, which follows behind `<`; a scope may hold that too, but only the pattern begins as the scope does.
-    for mark in re.finditer("<", name):
-        found, pattern = _NAME.fullmatch(name[: mark.start()]), name[mark.end() :]
-        # Of what is too long a name has only the beginning, then `%~` and a digest.
-        if found and (found["scope"].startswith(pattern.removesuffix("*")) or "%~" in found["scope"] + pattern):
-            return found["scope"], found["unit"], f"{pattern}/{found['unit']}/{found['window']}"
-    return "", "", ""

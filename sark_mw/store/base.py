@@ -142,6 +142,39 @@ class LiveHold:
     entry_json: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecentRefusal:
+    """A request that was refused lately, and why: nothing of what it said. Amounts as people read them.
+
+    `left_out` above 0: so many more of this root were refused in the same second and are not listed; an entry without a `kind`
+    says only that.
+    """
+
+    at_ms: int
+    root: str
+    principal_id: str = ""
+    scopes: tuple[str, ...] = ()
+    kind: str = ""
+    limit_id: str = ""
+    unit: str = ""
+    message: str = ""
+    request_id: str = ""
+    needed: str = ""
+    remaining: str = ""
+    left_out: int = 0
+
+
+@runtime_checkable
+class RemembersRefusals(Protocol):
+    """A store that keeps the last refusals of all processes, for people to look at."""
+
+    async def note_refusals(self, refusals: Sequence[RecentRefusal]) -> None:
+        """Add refusals; the oldest beyond a few thousand are forgotten."""
+
+    async def recent_refusals(self, root: str, most: int = 100) -> list[RecentRefusal]:
+        """List the last refusals of a root, the newest first."""
+
+
 class StoreObserver(Protocol):
     """Hears of every call to the server; must not raise or block."""
 

@@ -8,6 +8,7 @@ from zlib import crc32
 #: Bumped when the layout of a key changes.
 SCHEMA = 1
 _PARTS = ("meta", "spent", "held", "rolling", "periods", "holds", "leases", "done", "done_before", "outbox", "limits", "grants")
+_REFUSALS = "refusals"
 #: The consumer group of the ledger's flushers.
 GROUP = "ledger"
 
@@ -27,6 +28,11 @@ class ShardKeys:
     def spent(self) -> str:
         """The hash of what counters have spent."""
         return self.all[_PARTS.index("spent")]
+
+    @property
+    def refusals(self) -> str:
+        """The stream of recent refusals: beside the scripts' keys, none of them touches it."""
+        return f"{self.all[0].rpartition(':')[0]}:{_REFUSALS}"
 
     @property
     def meta(self) -> str:

@@ -21,7 +21,16 @@ from sark_mw.reservation import (
     Settle,
     SettleReply,
 )
-from sark_mw.store.base import Grant, LimitTable, LiveHold, RestoredCounter, RestoredReservation, ShardPosition, Snapshot
+from sark_mw.store.base import (
+    Grant,
+    LimitTable,
+    LiveHold,
+    RecentRefusal,
+    RestoredCounter,
+    RestoredReservation,
+    ShardPosition,
+    Snapshot,
+)
 from sark_mw.store.batch import Batch
 from sark_mw.store.commands import Commands
 from sark_mw.store.encode import (
@@ -38,6 +47,7 @@ from sark_mw.store.encode import (
 from sark_mw.store.keys import ShardKeys, shard_keys, shard_of
 from sark_mw.store.limit_json import limit_field, limit_from_json, limit_to_json
 from sark_mw.store.outbox import RedisOutbox
+from sark_mw.store.refusals import RefusalStream
 
 #: Bounds of one script call: the server is busy for about 10 µs a reservation.
 MAX_GROUP = 64
@@ -47,7 +57,7 @@ _SHARDS_AT_ONCE = 32
 
 
 class RedisStore(RedisOutbox):
-    """Implements `ReservationStore`, `Outbox` and `RestorableStore`; open one with `sark_mw.store.connect.open_store`."""
+    """Implements all protocols of `sark_mw.store.base`; open one with `sark_mw.store.connect.open_store`."""
 
     def __init__(
         self, commands: Commands, *, shards: int, prefix: str, retention_ms: int, close: Callable[[], Awaitable[None]]
@@ -58,6 +68,7 @@ class RedisStore(RedisOutbox):
         super().__init__(commands, self._keys)
         self._commands = commands
         self._close = close
+        self._refusals = RefusalStream(commands, self._keys)
         self._reserves = [self._batch(self._send_reserves, shard) for shard in range(shards)]
         self._settles = [self._batch(self._send_settles, shard) for shard in range(shards)]
         self._extends = [self._batch(self._send_extends, shard) for shard in range(shards)]
@@ -229,6 +240,14 @@ class RedisStore(RedisOutbox):
             if not int(cursor):
                 return
 
+    async def note_refusals(self, refusals: Sequence[RecentRefusal]) -> None:
+        """Add refusals to the streams of their shards."""
+        await self._refusals.add([(self.shard_of(each.root), each) for each in refusals])
+
+    async def recent_refusals(self, root: str, most: int = 100) -> list[RecentRefusal]:
+        """List the last refusals of a root, the newest first."""
+        return await self._refusals.last(self.shard_of(root), root, most)
+
     async def lost_shards(self) -> list[int]:
         """Name the shards without an epoch: never begun, or lost."""
         replies: list[Any] = []
@@ -266,6 +285,7 @@ class RedisStore(RedisOutbox):
         args.append(len(counters))
         for c in counters:
             args += (c.line.counter, c.spent, c.line.ends_ms, c.line.rolling_ms, c.line.bucket_ms, c.line.idle_ms)
+            args.append(int(c.line.carry_cap > 0))
         args.append(len(resolved))
         for each in resolved:
             args += (each.reservation_id, _tombstone(each))

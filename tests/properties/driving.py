@@ -78,6 +78,9 @@ Call = Reserve | Settle | Extend
 class Driver(RuleBasedStateMachine):
     """Drives a `MemoryStore`; machines override the hooks to compare it with something."""
 
+    #: Whether limits are set and dropped on the way.
+    limits_change = True
+
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
@@ -245,6 +248,7 @@ class Driver(RuleBasedStateMachine):
         self.clock.step(-ms)
         self.moved_clock = True
 
+    @precondition(lambda self: self.limits_change)
     @rule(put=st.lists(a_limit(), max_size=2), data=st.data())
     def change_limits(self, put: list[Limit], data: st.DataObject) -> None:
         """Set some limits and drop some."""

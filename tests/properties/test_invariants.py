@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from hypothesis import assume
-from hypothesis.stateful import invariant, rule
+from hypothesis import strategies as st
+from hypothesis.stateful import initialize, invariant, rule
 
-from sark_mw.reservation import Outcome, Reserve, Resolution, Settle
-from tests.properties.driving import RETENTION_MS, ROOT, Call, Driver, budgeted
+from sark_mw.limit import Limit
+from sark_mw.reservation import Line, Outcome, Reserve, Resolution, Settle, base_of
+from sark_mw.store.base import Grant
+from tests.properties.carried import Carried
+from tests.properties.driving import RETENTION_MS, ROOT, Call, budgeted, in_unit
+from tests.properties.granting import Granting
 
 
 @dataclass
@@ -40,18 +46,51 @@ class Case:
         self.state, self.ended_ms = "expired", now
 
 
-class Naive(Driver):
-    """Counts by adding up all reservations ever made, at every look anew. Rolling windows are left to the lockstep."""
+def followed(line: Line) -> bool:
+    """Tell whether the naive count can say what a line's counter must be: windows that roll or idle are left to the lockstep."""
+    return not line.rolling_ms and not line.idle_ms
+
+
+class Naive(Granting):
+    """Counts by adding up all reservations ever made, at every look anew."""
 
     def __init__(self) -> None:
         super().__init__()
         self.cases: dict[str, Case] = {}
         self.latest_ms = 0
+        #: What the store has been told of top-ups and overrides, by the field.
+        self.in_force: dict[str, Grant] = {}
+        self.keys: dict[str, tuple[str, str, int]] = {}
+        self.carried = Carried()
+        self.fired: dict[str, int] = {}
+        self.looked_at = 0
 
     def sums(self, counter: str, unit: str) -> tuple[int, int]:
         """Add up (spent, held) of a counter."""
         own = [case for case in self.cases.values() if any(line.counter == counter for line in case.asked.lines)]
-        return sum(case.cost.get(unit, 0) for case in own), sum(case.held(unit) for case in own)
+        spent = sum(case.cost.get(unit, 0) for case in own) + self.repaired.get(counter, 0)
+        return spent, sum(case.held(unit) for case in own)
+
+    def adjust(self, grants: list[Grant]) -> None:
+        super().adjust(grants)
+        for grant in grants:
+            known = self.in_force.get(grant.field)
+            if known is None or grant.count > known.count:
+                self.in_force[grant.field] = grant
+                self.carried.granted(grant)
+
+    def repair_by(self, line: Line, change: int, ago: int) -> list[Outcome]:
+        answer = super().repair_by(line, change, ago)
+        if answer == [Outcome.REPAIRED]:
+            self.carried.beyond((line,), {line.unit: change})
+        return answer
+
+    def allowed(self, line: Line) -> int:
+        """Reckon the amount in effect of a line that carries nothing."""
+        override = self.in_force.get(f"{base_of(line.counter)}|override")
+        amount = override.amount if override and self.clock() < override.until_ms else line.amount
+        top_up = self.in_force.get(line.counter)
+        return max(amount + (top_up.amount if top_up else 0), 0)
 
     def expire_all(self) -> None:
         """End what is past its lease."""
@@ -87,6 +126,9 @@ class Naive(Driver):
         case = self.cases.get(call.reservation_id)
         if reply.outcome is Outcome.STALE_LIMITS:
             return
+        if reply.outcome in (Outcome.IN_FLIGHT, Outcome.ALREADY_DONE, Outcome.KEY_REUSED):
+            self.check_same_key(call, reply)
+            return
         if case is not None:
             booked = call.lease_ms == 0 and case.state == "settled"
             assert reply.repeated and reply.outcome == ("booked" if booked else case.state)
@@ -96,26 +138,45 @@ class Naive(Driver):
             return
         need = {each.unit: each.held for each in call.needs}
         refusing = []
-        for line in call.lines:
-            if not line.rolling_ms and line.enforce and need.get(line.unit, 0):
+        for line, balance in zip(call.lines, reply.balances, strict=True):
+            # What is carried is held to the sums over periods: here it is taken as it was answered.
+            amount = balance.line.amount if line.carry_cap else self.allowed(line)
+            assert balance.line.amount == amount or not followed(line)
+            if followed(line) and line.enforce and need.get(line.unit, 0):
                 spent, held = self.sums(line.counter, line.unit)
-                if spent + held + need[line.unit] > line.amount:
+                if spent + held + need[line.unit] > amount:
                     refusing.append(line.counter)
         assert set(refusing) <= {call.lines[n].counter for n in reply.exceeded}
-        if not any(line.rolling_ms for line in call.lines):
+        if all(followed(line) for line in call.lines):
             assert reply.admitted == (not refusing)
         if not reply.admitted:
             return
+        if call.key:
+            known = self.keys.get(call.key)
+            assert known is None or now - known[2] >= RETENTION_MS or self.cases[known[1]].state in ("expired", "released")
+            self.keys[call.key] = (call.fingerprint, call.reservation_id, max(now, self.latest_ms))
+        self.carried.admitted(call.lines)
         case = Case(call, now, now + call.lease_ms)
         if call.lease_ms == 0:
             case.state, case.cost, case.ended_ms, case.last_part = "settled", need, now, 1
         self.cases[call.reservation_id] = case
 
+    def check_same_key(self, call: Reserve, reply: Any) -> None:
+        """Hold an answer about another reservation with the same key to what is known of that."""
+        fingerprint, name, _ = self.keys[call.key]
+        assert not reply.repeated
+        if reply.outcome is Outcome.KEY_REUSED:
+            assert fingerprint != call.fingerprint
+            return
+        assert (reply.reservation_id, fingerprint) == (name, call.fingerprint)
+        assert self.cases[name].state == ("held" if reply.outcome is Outcome.IN_FLIGHT else "settled")
+
     def check_settle(self, call: Settle, case: Case, reply: Any) -> None:
         final = call.kind is not Resolution.PARTIAL
         ended = "released" if call.kind is Resolution.RELEASE else "settled"
         done = case.state == "settled" or (case.state == "released" and call.kind is Resolution.RELEASE)
-        if done or call.part <= case.last_part:
+        by_hand = call.kind is Resolution.RELEASE and call.part == 0 and case.state == "held"
+        if done or (call.part <= case.last_part and not by_hand):
             assert reply.repeated
             return
         if reply.outcome is Outcome.OUT_OF_RANGE:
@@ -133,9 +194,11 @@ class Naive(Driver):
                     overrun[unit] = more - case.held(unit)
                 case.freed[unit] = case.freed.get(unit, 0) + max(min(more, case.held(unit)), 0)
         assert dict(reply.overrun) == overrun
+        more = {unit: amount - case.cost.get(unit, 0) for unit, amount in stated.items()}
+        self.carried.beyond(case.asked.lines, more if case.state != "held" else overrun)
         case.cost |= stated
         case.known |= stated
-        case.last_part = call.part
+        case.last_part = max(call.part, case.last_part)
         if final:
             case.state, case.ended_ms = ended, self.clock()
         assert reply.outcome == (ended if final else "held")
@@ -165,7 +228,7 @@ class Naive(Driver):
         self.store.assert_invariants()
         if not self.table or self.moved_clock:
             return
-        lines = [line for line in self.lines.values() if not line.rolling_ms]
+        lines = [line for line in self.lines.values() if followed(line)]
         snapshot = self.run(self.store.balance(ROOT, lines))
         self.expire_all()
         for balance in snapshot.balances:
@@ -173,8 +236,47 @@ class Naive(Driver):
             if line.ends_ms and line.ends_ms + RETENTION_MS <= self.latest_ms:
                 continue  # the counter may have been dropped with its period
             assert (balance.spent, balance.held) == self.sums(line.counter, line.unit), line.counter
-        assert snapshot.seq == len(self.store.ledger)
+        assert snapshot.seq == sum(1 for entry in self.store.ledger if entry.shard_seq)
+
+    @invariant()
+    def periods_spend_no_more_than_they_were_given(self) -> None:
+        """Hold what was admitted over any run of periods with rollover to what those periods were given."""
+        self.carried.check(self.sums)
+
+    @invariant()
+    def events_come_once(self) -> None:
+        """Hold every threshold and every carry to once per period, for as long as its counter is kept."""
+        fresh, self.looked_at = self.store.ledger[self.looked_at :], len(self.store.ledger)
+        for event in (entry for entry in fresh if not entry.shard_seq):
+            line = self.lines[json.loads(event.entry_json)["counter"]]
+            gone_ms = line.ends_ms + RETENTION_MS if line.ends_ms else None
+            before = self.fired.get(event.reservation_id)
+            assert before is None or not followed(line) or (gone_ms and gone_ms <= self.latest_ms), event
+            self.fired[event.reservation_id] = event.booked_ms
 
 
 TestNaive = pytest.mark.memory(Naive.TestCase)
 TestNaive.settings = budgeted(examples=150, steps=50)
+
+
+class Carrying(Naive):
+    """The same moves on one small limit with rollover: periods are filled to the brim, and what is left of them is carried."""
+
+    limits_change = False
+
+    @initialize(
+        amount=st.integers(40, 160),
+        cap=st.sampled_from([20, 90, 400]),
+        window=st.sampled_from(["minute", "hour", "day"]),
+        scope=st.sampled_from(["user:*", "user:a", "org:x"]),
+    )
+    def begin(self, amount: int, cap: int, window: str, scope: str) -> None:
+        """Begin with a limit that enforces."""
+        limit = Limit(root=ROOT, scope=scope, amount=in_unit("usd", amount), rollover=in_unit("usd", cap), window=window)
+        self.change(lambda store: store.restore(0))
+        self.table = self.change(lambda store: store.set_limits(ROOT, put=[limit]))
+        self.clock.advance(1)
+
+
+TestCarrying = pytest.mark.memory(Carrying.TestCase)
+TestCarrying.settings = budgeted(examples=150, steps=50)
