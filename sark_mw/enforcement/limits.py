@@ -74,16 +74,24 @@ class LimitRegistry:
         """Set and drop limits of one root in one step."""
         if any(limit.root != root for limit in put):
             raise ConfigurationError(f"a change is of one root, {root!r}")
-        before, after = await self._apply(root, put, drop)
-        ids = {limit.limit_id for limit in put}
-        # With the time from which they count, which the store has given them.
-        await self._ledger.save_limits(
-            [limit for limit in after.limits if limit.limit_id in ids], [(root, limit_id) for limit_id in drop]
-        )
+        before = await self._apply(root, put, drop)
+        await self._save_what_is_in_force(root, [*(limit.limit_id for limit in put), *drop])
         await self._record(root, put, drop, before, Why(actor=actor, reason=reason))
 
-    async def _apply(self, root: str, put: Sequence[Limit], drop: Sequence[str]) -> tuple[LimitTable, LimitTable]:
-        """Check a change against the table in force and make it, unless the table has changed meanwhile: then anew."""
+    async def _save_what_is_in_force(self, root: str, limit_ids: Sequence[str]) -> None:
+        """Let the database say what the store says, with the time from which limits count, whoever changes them meanwhile."""
+        table = await self._table(root)
+        for _ in range(_ATTEMPTS):
+            known = {limit.limit_id: limit for limit in table.limits}
+            gone = [(root, limit_id) for limit_id in limit_ids if limit_id not in known]
+            await self._ledger.save_limits([known[limit_id] for limit_id in limit_ids if limit_id in known], gone)
+            saved, table = table, await self._table(root)
+            if (table.epoch, table.version) == (saved.epoch, saved.version):
+                return
+        raise StoreUnavailableError("the limits kept changing while they were saved")
+
+    async def _apply(self, root: str, put: Sequence[Limit], drop: Sequence[str]) -> LimitTable:
+        """Check a change against the table in force and make it, unless that has changed meanwhile: then anew. Return it."""
         table = await self._table(root)
         for _ in range(_ATTEMPTS):
             try:
@@ -95,7 +103,7 @@ class LimitRegistry:
             await self._ledger.save_limits(put, ())
             after = await self._change(table, put, drop)
             if after is not None:
-                return table, after
+                return table
             table = await self._table(root)
         raise StoreUnavailableError("the limits kept changing while they were set")
 

@@ -127,6 +127,22 @@ async def test_of_two_who_hand_out_the_last_part_one_is_refused(valkey_server: R
         assert {limit.scope for limit in await one.ledger.load_limits()} == {"team:ml", parts[0].scope}
 
 
+async def test_after_changes_by_many_the_database_says_what_the_store_says(valkey_server: RedisHandle, tmp_path: Path) -> None:
+    settings = settings_for(valkey_server.url, tmp_path, budget=None)
+    async with Sark.open(settings) as one, Sark.open(settings) as other:
+
+        async def change(n: int) -> None:
+            registry = (one if n % 2 else other).limits
+            if n % 5 == 4:
+                await registry.drop(DEFAULT_ROOT, f"user:{n % 3}/usd/month@UTC")
+            else:
+                await registry.set(budget(f"user:{n % 3}", str(n + 1)))
+
+        await asyncio.gather(*(change(n) for n in range(24)))
+        in_force = {limit.limit_id: (limit.amount, limit.since_ms) for limit in await one.limits.list()}
+        assert {limit.limit_id: (limit.amount, limit.since_ms) for limit in await one.ledger.load_limits()} == in_force
+
+
 async def test_asserted_scopes_count_where_a_limit_is_about_them(sark: Sark) -> None:
     await sark.limits.set(budget("end_user:*", "1"))
     await spend(sark, "key:app", "0.75", asserted=["end_user:mia", "tag:free"])
