@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.figures import Options, clean_start, keep, table
 
-NAMES = ("estimate", "plugin", "reserve", "settle", "summary", "overhead", "overspend", "replay")
+NAMES = ("estimate", "plugin", "reserve", "settle", "summary", "overhead", "overspend", "replay", "limits", "soak")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -216,7 +216,7 @@ async def _slope(options: Options) -> list[Figure]:
     return [
         Figure(
             name=f"server, per limit more, {who}",
-            value=_least_squares(found),
+            value=least_squares(found),
             unit="µs",
             note=", ".join(f"{limits}: {micros:.1f}" for limits, micros in found),
         )
@@ -224,7 +224,8 @@ async def _slope(options: Options) -> list[Figure]:
     ]
 
 
-def _least_squares(points: Sequence[tuple[int, float]]) -> float:
+def least_squares(points: Sequence[tuple[int, float]]) -> float:
+    """Return the slope of the line through points."""
     mean_x = sum(x for x, _ in points) / len(points)
     mean_y = sum(y for _, y in points) / len(points)
     return sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)

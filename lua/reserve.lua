@@ -19,7 +19,7 @@
 -- ARGV[5] n_lines, then per line: counter unit amount starts_ms ends_ms kind
 -- then n_items, and per item: id root lease_ms made_ms needs lines tail key
 --   made_ms: 0, or that of a hold whose data was lost: held again whatever the limits say, less what its parts booked
---   needs: words unit:held:expected:0; lines: indices of the lines above; tail: the lines and the entry as a record ends
+--   needs: words unit:held:expected:0; lines: indices of the lines above, * for all of them; tail: the lines and the entry as a record ends
 --   key: empty, or "<key> <fingerprint>": while another reservation with this key is held or settled, none is made
 -- Returns {code, now_ms, epoch, version, swept, {spent of each line before the group}, {held}, {answer per item}, {amount}}
 --   code ok: amounts in effect of the lines, none where they are as they came; answers are
@@ -80,15 +80,20 @@ local sets = {}
 local function set_of(words)
   local set = sets[words]
   if not set then
-    set = { lines = {}, index = {}, in_period = true }
-    for word in string.gmatch(words, '%d+') do
-      local line = lines[tonumber(word)]
-      set.lines[#set.lines + 1] = line
-      set.index[#set.index + 1] = word
-      if now < line.starts or (line.ends > 0 and now >= line.ends) then
-        set.in_period = false
+    local own, index, count, in_period = lines, false, 0, true
+    if words ~= '*' then
+      own, index = {}, {}
+      for word in string.gmatch(words, '%d+') do
+        count = count + 1
+        own[count], index[count] = lines[tonumber(word)], word
       end
     end
+    for _, line in ipairs(own) do
+      if now < line.starts or (line.ends > 0 and now >= line.ends) then
+        in_period = false
+      end
+    end
+    set = { lines = own, index = index, in_period = in_period }
     sets[words] = set
   end
   return set
@@ -103,9 +108,9 @@ local function exceeded_by(set, need)
       local row = line.row
       local total = row.spent + (row.held + row.add_spent + row.add_held + amount)
       if total > MAX_COUNTER or (line.enforce and line.amount >= 0 and total > line.amount) then
-        refusing = (refusing or '') .. ' ' .. set.index[n]
+        refusing = (refusing or '') .. ' ' .. (set.index and set.index[n] or digits(n))
       elseif line.amount >= 0 and total > line.amount and not line.soft then
-        shadow = (shadow or ' shadow') .. ' ' .. set.index[n]
+        shadow = (shadow or ' shadow') .. ' ' .. (set.index and set.index[n] or digits(n))
       end
     end
   end

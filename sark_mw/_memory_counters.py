@@ -13,7 +13,8 @@ from sark_mw.reservation import UNLIMITED, Line
 class Counter:
     """What one limit counted in one period, on one scope.
 
-    A rolling window keeps `spent` by bucket too; buckets before `oldest` are no longer in `spent`. The last two fields exist
+    A rolling window keeps `spent` by bucket too; buckets before `oldest` are no longer in `spent`. `written`: anything was ever
+    spent, so that the counter must be kept, and forgotten, with its period. The last two fields exist
     for `check` alone: `granted` is the largest amount that an enforcing limit had when something was admitted (None: admitted
     without one), `excess` is what was booked above its hold.
     """
@@ -22,6 +23,7 @@ class Counter:
     held: int = 0
     oldest: int | None = None
     buckets: dict[int, int] = field(default_factory=dict)
+    written: bool = False
     granted: int | None = 0
     excess: int = 0
 
@@ -66,7 +68,7 @@ class Counters:
     def add(self, name: str, change: int) -> None:
         """Add to what a counter has spent, whatever its limit."""
         counter = self._by_name.setdefault(name, Counter())
-        counter.spent += change
+        counter.spent, counter.written = counter.spent + change, True
         counter.excess += max(change, 0)
 
     def read(self, line: Line, now: int) -> tuple[int, int]:
@@ -95,7 +97,7 @@ class Counters:
     def hold(self, line: Line, need: int, now: int, *, again: bool = False) -> None:
         """Hold a need that was found not to exceed; `again` what was held before data was lost, whatever the limit says now."""
         if need > 0:
-            counter = self._counter(line, now) if again else self._grant(line, now)
+            counter = self._counter(line) if again else self._grant(line)
             counter.held += need
             counter.excess += need if again else 0
             if line.idle_ms or line.carry_cap:
@@ -104,18 +106,19 @@ class Counters:
     def book_at_once(self, line: Line, need: int, now: int, asked: Line) -> None:
         """Spend a need that was found not to exceed; `asked` is the line without what changes its amount."""
         if need > 0:
-            self._grant(line, now)
+            self._grant(line)
             self.book(asked, need, freed=0, made_ms=now, now=now)
 
     def book(self, line: Line, amount: int, *, freed: int, made_ms: int, now: int) -> None:
         """Add to what a line has spent, in the period or bucket of `made_ms`, and free what was held for it."""
         if amount == 0 and freed == 0:
             return
-        counter = self._counter(line, now)
+        counter = self._counter(line)
         before = counter.spent + counter.held
         counter.held -= freed
         if not line.rolling_ms:
             counter.spent += amount
+            self._wrote(counter, line, amount, now)
         elif made_ms + line.rolling_ms > now:
             if counter.oldest is None:
                 counter.oldest = _first_bucket(line, now)
@@ -126,8 +129,7 @@ class Counters:
             if bucket >= counter.oldest:
                 counter.buckets[bucket] = counter.buckets.get(bucket, 0) + amount
                 counter.spent += amount
-        if amount and line.thresholds:
-            self._watched.setdefault(line.counter, line)
+                self._wrote(counter, line, amount, now)
         if line.idle_ms or line.carry_cap:
             self._keep(line, now)
         counter.excess += max(counter.spent + counter.held - before, 0)
@@ -135,7 +137,6 @@ class Counters:
     def book_late(self, line: Line, amount: int, *, made_ms: int, now: int) -> None:
         """Book without a hold, perhaps into a period so old that its counter was dropped."""
         self.book(line, amount, freed=0, made_ms=made_ms, now=now)
-        self._keep(line, now)
 
     def restore(self, line: Line, spent: int, now: int) -> None:
         """Set a counter to what the ledger knows; a rolling window is taken to have spent all of it just now."""
@@ -184,24 +185,28 @@ class Counters:
         for bucket in [bucket for bucket in counter.buckets if bucket < first]:
             gone = counter.buckets.pop(bucket)
             counter.spent -= gone
-            if gone and line.thresholds:
-                self._watched.setdefault(line.counter, line)
+            self._wrote(counter, line, gone, now)
         counter.oldest = max(counter.oldest or first, first)
 
-    def _grant(self, line: Line, now: int) -> Counter:
-        counter = self._counter(line, now)
-        if line.rolling_ms:
+    def _wrote(self, counter: Counter, line: Line, change: int, now: int) -> None:
+        """Note that what is spent has changed: how long it is kept, and that its thresholds are to be looked at."""
+        if change and (line.rolling_ms or not counter.written):
             self._keep(line, now)
+            counter.written = True
+        if change and line.thresholds:
+            self._watched.setdefault(line.counter, line)
+
+    def _grant(self, line: Line) -> Counter:
+        counter = self._counter(line)
         if not line.enforce or line.amount == UNLIMITED:
             counter.granted = None
         elif counter.granted is not None:
             counter.granted = max(counter.granted, line.amount)
         return counter
 
-    def _counter(self, line: Line, now: int) -> Counter:
+    def _counter(self, line: Line) -> Counter:
         if line.counter not in self._by_name:
             self._by_name[line.counter] = Counter()
-            self._keep(line, now)
             if line.rolling_ms:
                 self._rolling.add(line.counter)
         return self._by_name[line.counter]

@@ -3,21 +3,23 @@
 local MAX_BUCKETS = 52
 
 local function open_book(key, now, retention, shard, epoch)
-  return { key = key, now = now, retention = retention, shard = shard, epoch = epoch, rows = {}, order = {}, dirty = false }
+  return { key = key, now = now, retention = retention, shard = shard, epoch = epoch, rows = {}, order = {},
+    spent_changed = false, held_changed = false }
 end
 
 -- Read the counters of the lines that are not in the book yet.
 local function load_rows(book, lines)
-  local missing, unread, rows, order = {}, {}, book.rows, book.order
+  local missing, unread, rows, order, n_missing, n_order = {}, {}, book.rows, book.order, 0, #book.order
   for _, line in ipairs(lines) do
-    if not rows[line.counter] then
-      rows[line.counter] = true
-      missing[#missing + 1] = line.counter
-      unread[#unread + 1] = line
+    local counter = line.counter
+    if not rows[counter] then
+      rows[counter] = true
+      n_missing = n_missing + 1
+      missing[n_missing], unread[n_missing] = counter, line
     end
   end
-  for first = 1, #missing, MAX_FIELDS do
-    local last = math.min(first + MAX_FIELDS - 1, #missing)
+  for first = 1, n_missing, MAX_FIELDS do
+    local last = math.min(first + MAX_FIELDS - 1, n_missing)
     local spent = redis.call('HMGET', book.key.spent, unpack(missing, first, last))
     local held = redis.call('HMGET', book.key.held, unpack(missing, first, last))
     for n = first, last do
@@ -30,7 +32,8 @@ local function load_rows(book, lines)
         spent_changed = false, held_changed = false,
       }
       rows[missing[n]] = row
-      order[#order + 1] = row
+      n_order = n_order + 1
+      order[n_order] = row
     end
   end
 end
@@ -38,24 +41,22 @@ end
 local function change_held(book, line, amount)
   local row = book.rows[line.counter]
   if math.abs(row.add_held + amount) > MAX_EXACT then
-    redis.call('HINCRBY', book.key.held, line.counter, digits(row.add_held))
-    row.held, row.add_held = row.held + row.add_held, 0
+    row.held, row.add_held = redis.call('HINCRBY', book.key.held, line.counter, digits(row.add_held)), 0
   end
   row.add_held = row.add_held + amount
   if amount ~= 0 then
-    row.held_changed, book.dirty = true, true
+    row.held_changed, book.held_changed = true, true
   end
 end
 
 local function change_spent(book, line, amount)
   local row = book.rows[line.counter]
   if math.abs(row.add_spent + amount) > MAX_EXACT then
-    redis.call('HINCRBY', book.key.spent, line.counter, digits(row.add_spent))
-    row.spent, row.add_spent = row.spent + row.add_spent, 0
+    row.spent, row.add_spent = redis.call('HINCRBY', book.key.spent, line.counter, digits(row.add_spent)), 0
   end
   row.add_spent = row.add_spent + amount
   if amount ~= 0 then
-    row.spent_changed, book.dirty = true, true
+    row.spent_changed, book.spent_changed = true, true
   end
 end
 
@@ -142,51 +143,65 @@ end
 
 -- Write one kind of change of all rows: small counters in one HSET, large ones with HINCRBY.
 local function write_rows(book, hash, what, drop_zero)
-  local sets, gone = {}, {}
+  local sets, gone, n_sets, n_gone = {}, {}, 0, 0
   local change, flag, text = 'add_' .. what, what .. '_changed', what .. '_text'
   for _, row in ipairs(book.order) do
     if row[flag] then
-      local total, written = row[what] + row[change], false
-      if math.abs(total) > MAX_EXACT or math.abs(row[what]) > MAX_EXACT then
-        redis.call('HINCRBY', hash, row.line.counter, digits(row[change]))
+      local before, counter, written = row[what], row.line.counter, false
+      local total = before + row[change]
+      if math.abs(total) > MAX_EXACT or math.abs(before) > MAX_EXACT then
+        -- What the server says: a sum that was beyond 2^53 and comes back below it is not exact here.
+        total = redis.call('HINCRBY', hash, counter, digits(row[change]))
       elseif total == 0 and drop_zero then
-        gone[#gone + 1] = row.line.counter
+        n_gone = n_gone + 1
+        gone[n_gone] = counter
         written = '0'
       else
         written = digits(total)
-        sets[#sets + 1] = row.line.counter
-        sets[#sets + 1] = written
+        sets[n_sets + 1], sets[n_sets + 2] = counter, written
+        n_sets = n_sets + 2
       end
       row[what], row[change], row[flag], row[text] = total, 0, false, written
     end
   end
-  for first = 1, #gone, MAX_FIELDS do
-    redis.call('HDEL', hash, unpack(gone, first, math.min(first + MAX_FIELDS - 1, #gone)))
+  for first = 1, n_gone, MAX_FIELDS do
+    redis.call('HDEL', hash, unpack(gone, first, math.min(first + MAX_FIELDS - 1, n_gone)))
   end
-  for first = 1, #sets, 2 * MAX_FIELDS do
-    redis.call('HSET', hash, unpack(sets, first, math.min(first + 2 * MAX_FIELDS - 1, #sets)))
+  for first = 1, n_sets, 2 * MAX_FIELDS do
+    redis.call('HSET', hash, unpack(sets, first, math.min(first + 2 * MAX_FIELDS - 1, n_sets)))
   end
 end
 
+-- Whether what is kept of a counter has changed in a way that moves the time until which it is kept.
+local function is_kept_anew(row, line)
+  return row.spent_changed and (row.is_new or line.rolling > 0)
+    or (row.spent_changed or row.held_changed) and (line.idle > 0 or line.carries)
+end
+
 local function close_book(book)
-  if not book.dirty then
+  if not (book.spent_changed or book.held_changed) then
     return
   end
-  book.dirty = false
   local watched = {}
   for _, row in ipairs(book.order) do
     local line = row.line
-    if row.spent_changed and (row.is_new or line.rolling > 0) 
-      or (line.idle > 0 or line.carries) and (row.spent_changed or row.held_changed) then
-      keep_until(book, line)
-      row.is_new = false
-    end
-    if row.spent_changed and line.thresholds then
-      watched[#watched + 1] = row
+    if row.spent_changed or line.idle > 0 or line.carries then
+      if is_kept_anew(row, line) then
+        keep_until(book, line)
+        row.is_new = false
+      end
+      if row.spent_changed and line.thresholds then
+        watched[#watched + 1] = row
+      end
     end
   end
-  write_rows(book, book.key.spent, 'spent', false)
-  write_rows(book, book.key.held, 'held', true)
+  if book.spent_changed then
+    write_rows(book, book.key.spent, 'spent', false)
+  end
+  if book.held_changed then
+    write_rows(book, book.key.held, 'held', true)
+  end
+  book.spent_changed, book.held_changed = false, false
   for _, row in ipairs(watched) do
     fire_thresholds(book, row, book.shard, book.epoch)
   end

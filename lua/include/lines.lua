@@ -19,13 +19,15 @@ end
 local function parse_lines(argv, at, count)
   local lines = {}
   for i = 1, count do
-    local kind = argv[at + 5]
+    local kind, amount = argv[at + 5], tonumber(argv[at + 2])
+    -- All fields at once, here as in a row: a table that grows field by field is laid out anew several times.
     local line = {
-      counter = argv[at], unit = argv[at + 1], amount = tonumber(argv[at + 2]), starts = tonumber(argv[at + 3]),
-      ends = tonumber(argv[at + 4]), rolling = 0, bucket = 0, enforce = string.byte(kind) == 101, soft = string.byte(kind) == 111,
-      idle = 0, carries = false, carry_cap = 0, ordinal = 0, thresholds = false, base_amount = tonumber(argv[at + 2]), row = false,
+      counter = argv[at], unit = argv[at + 1], amount = amount, starts = tonumber(argv[at + 3]),
+      ends = tonumber(argv[at + 4]), rolling = 0, bucket = 0, enforce = kind == 'e', soft = false,
+      idle = 0, carries = false, carry_cap = 0, ordinal = 0, thresholds = false, base_amount = amount, row = false,
     }
-    if #kind > 1 then
+    if kind ~= 'e' then
+      line.enforce, line.soft = string.byte(kind) == 101, string.byte(kind) == 111
       parse_kind(line, kind)
     end
     lines[i] = line

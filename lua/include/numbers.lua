@@ -5,5 +5,5 @@ local MAX_COUNTER = 9200000000000000000
 local MAX_FIELDS = 2000
 
 local function digits(number)
-  return string.format('%.0f', number)
+  return string.format('%d', number)
 end

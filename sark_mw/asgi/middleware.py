@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping
 
+from sark_mw.asgi.administration import Administration
 from sark_mw.asgi.answer import send_response
 from sark_mw.asgi.idempotency import KeptResponses
 from sark_mw.asgi.instead import Instead
@@ -72,6 +73,7 @@ class SarkMiddleware:
             kept=KeptResponses(http.idempotency_keep_bytes, http.idempotency_keep_s),
         )
         self._me = Me(http.me_path, self.sark, self._front.resolver)
+        self._administration = Administration(self.sark)
         self._tell = self.sark.instrumentation.request_finished
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,6 +83,9 @@ class SarkMiddleware:
         if self._me.takes(scope):
             self._tell(_PASSED)
             return await self._me.answer(scope, send)
+        if self._administration.takes(scope):
+            self._tell(_PASSED)
+            return await self._administration.answer(scope, receive, send)
         route = self._router.match(scope["method"], scope["path"], scope.get("root_path") or "")
         if route is None and self._metered_only:
             return await self._refuse_unmetered(scope, send)

@@ -17,7 +17,7 @@ from sark_mw.ledger.events import Adjustment, EventFilter, EventKind, LimitEvent
 from sark_mw.limit import DEFAULT_ROOT, Limit, Unit, in_units
 from sark_mw.limit_index import LimitIndex
 from sark_mw.money import MAX_LIMIT_NANOS
-from sark_mw.reservation import new_reservation_id
+from sark_mw.reservation import lines_for, new_reservation_id
 from sark_mw.store.base import Grant, ReservationStore
 from sark_mw.window import canonical
 
@@ -85,14 +85,17 @@ class Grants:
         window = canonical(which.window) if which.window else None
         if which.scope.endswith("*"):
             raise ConfigurationError(f"name one scope that a limit matches, not a pattern: {which.scope!r}")
+        matching = LimitIndex(table.limits).on(which.scope)
+        # Of several that would count the same only one does: an exact one before a pattern.
+        counting = (line.limit for line in lines_for(matching, (which.scope,), self._clock.now_ms()))
         found = [
             limit
-            for limit in LimitIndex(table.limits).on(which.scope)
-            if which.limit_id in (None, limit.limit_id) and which.unit in (None, limit.unit) and window in (None, limit.window)
+            for limit in counting
+            if limit is not None
+            and which.limit_id in (None, limit.limit_id)
+            and which.unit in (None, limit.unit)
+            and window in (None, limit.window)
         ]
-        # An exact limit stands in the place of a pattern that would count the same.
-        exact = {limit.name_for(which.scope) for limit in found if not limit.is_pattern}
-        found = [limit for limit in found if not limit.is_pattern or limit.name_for(which.scope) not in exact or which.limit_id]
         if len(found) == 1:
             return found[0]
         if not found:

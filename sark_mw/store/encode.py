@@ -96,6 +96,10 @@ class LineTable:
         return self._index[line.counter]
 
 
+#: An item of a reserve has so many arguments, and this one says which lines it touches.
+_ITEM_WORDS, _LINES_AT = 8, 5
+
+
 def reserve_args(group: Sequence[Reserve], table: LineTable, retention_ms: int, shard: int) -> Args:
     """Lay out a group of reserves of one epoch and version."""
     items: Args = []
@@ -104,6 +108,9 @@ def reserve_args(group: Sequence[Reserve], table: LineTable, retention_ms: int, 
         words, texts = table.add(r.lines)
         key = f"{r.key} {r.fingerprint}" if r.key else ""
         items += (r.reservation_id, r.root, r.lease_ms, r.made_ms, needs, words, f"{texts}\n{r.entry}", key)
+    every = " ".join(map(str, range(1, len(table.lines) + 1)))
+    # Mostly all items touch all lines: the script need not read which.
+    items[_LINES_AT::_ITEM_WORDS] = ["*" if words == every else words for words in items[_LINES_AT::_ITEM_WORDS]]
     first = group[0]
     return [first.epoch, first.version, retention_ms, shard, len(table.lines), *line_args(table.lines), len(group), *items]
 

@@ -93,6 +93,8 @@ class Driver(RuleBasedStateMachine):
         self.parts: dict[str, int] = {}
         self.lines: dict[str, Line] = {}
         self.moved_clock = False
+        #: How much time has passed in all, whatever the clock was put back by.
+        self.passed_ms = 0
 
     def run(self, call: Coroutine[Any, Any, Any]) -> Any:
         """Wait for a coroutine."""
@@ -240,6 +242,7 @@ class Driver(RuleBasedStateMachine):
     def time_passes(self, ms: int) -> None:
         """Let time pass."""
         self.clock.advance(ms)
+        self.passed_ms += ms
         self.moved_clock = True
 
     @rule(ms=st.sampled_from([1, SECOND, 61 * SECOND, 20 * MINUTE]))

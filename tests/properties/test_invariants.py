@@ -32,18 +32,18 @@ class Case:
     freed: dict[str, int] = field(default_factory=dict)
     state: str = "held"
     last_part: int = 0
-    ended_ms: int = 0
+    ended_ms: int = 0  # by the time that has passed in all
 
     def held(self, unit: str) -> int:
         """What it still holds of a unit."""
         ceilings = {need.unit: need.held for need in self.asked.needs}
         return ceilings.get(unit, 0) - self.freed.get(unit, 0) if self.state == "held" else 0
 
-    def expire(self, now: int) -> None:
+    def expire(self, passed_ms: int) -> None:
         """End it at the larger of known and expected."""
         for need in self.asked.needs:
             self.cost[need.unit] = max(self.cost.get(need.unit, 0), need.expected)
-        self.state, self.ended_ms = "expired", now
+        self.state, self.ended_ms = "expired", passed_ms
 
 
 def followed(line: Line) -> bool:
@@ -97,7 +97,7 @@ class Naive(Granting):
         now = self.clock()
         for case in self.cases.values():
             if case.state == "held" and case.lease_ends_ms < now:
-                case.expire(now)
+                case.expire(self.passed_ms)
 
     def perform(self, calls: list[Call]) -> list[Any]:
         return [self.check(call) for call in calls]
@@ -153,12 +153,12 @@ class Naive(Granting):
             return
         if call.key:
             known = self.keys.get(call.key)
-            assert known is None or now - known[2] >= RETENTION_MS or self.cases[known[1]].state in ("expired", "released")
-            self.keys[call.key] = (call.fingerprint, call.reservation_id, max(now, self.latest_ms))
+            assert known is None or self.passed_ms - known[2] >= RETENTION_MS or self.cases[known[1]].state in ("expired", "released")
+            self.keys[call.key] = (call.fingerprint, call.reservation_id, self.passed_ms)
         self.carried.admitted(call.lines)
         case = Case(call, now, now + call.lease_ms)
         if call.lease_ms == 0:
-            case.state, case.cost, case.ended_ms, case.last_part = "settled", need, now, 1
+            case.state, case.cost, case.ended_ms, case.last_part = "settled", need, self.passed_ms, 1
         self.cases[call.reservation_id] = case
 
     def check_same_key(self, call: Reserve, reply: Any) -> None:
@@ -187,12 +187,14 @@ class Naive(Granting):
             for need in case.asked.needs:
                 stated.setdefault(need.unit, case.known.get(need.unit, 0))
         overrun = {}
+        ceilings = {need.unit: need.held for need in case.asked.needs}
         if case.state == "held":
             for unit, amount in stated.items():
                 more = amount - case.cost.get(unit, 0)
                 if more > case.held(unit):
                     overrun[unit] = more - case.held(unit)
-                case.freed[unit] = case.freed.get(unit, 0) + max(min(more, case.held(unit)), 0)
+                # A cost that falls again is held again.
+                case.freed[unit] = min(amount, ceilings.get(unit, 0))
         assert dict(reply.overrun) == overrun
         more = {unit: amount - case.cost.get(unit, 0) for unit, amount in stated.items()}
         self.carried.beyond(case.asked.lines, more if case.state != "held" else overrun)
@@ -200,14 +202,14 @@ class Naive(Granting):
         case.known |= stated
         case.last_part = max(call.part, case.last_part)
         if final:
-            case.state, case.ended_ms = ended, self.clock()
+            case.state, case.ended_ms = ended, self.passed_ms
         assert reply.outcome == (ended if final else "held")
 
     def may_repeat(self, call: Call) -> bool:
         """Not after the store may have forgotten a resolution: then the ledger answers, which is not here."""
         name = call.reservation_id
         case = self.cases.get(name)
-        return case is None or case.state == "held" or max(self.latest_ms, self.clock()) - case.ended_ms < RETENTION_MS
+        return case is None or case.state == "held" or self.passed_ms - case.ended_ms < RETENTION_MS
 
     def submit(self, calls: list[Call], *, again: bool = False) -> None:
         assume(all(self.may_repeat(call) for call in calls))
