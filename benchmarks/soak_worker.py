@@ -1,12 +1,13 @@
 """One process of the soak: calls of a fake provider, each tallied in a file before it is settled; or the administrator.
 
-`python -m benchmarks.soak_worker <work|administer> <name> <folder> <number of calls> <settings as JSON>`. A worker that was killed
-is started again with the same words and makes the calls that have no end in its file, under the idempotency keys they had.
+`python -m benchmarks.soak_worker <work|administer> <name> <folder> <number of calls> <settings as JSON>`. A worker that was
+killed is started again with the same words and makes the calls that have no end in its file, under the idempotency keys they had.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from sark_mw.enforcement.admission import Admission, Spent
 from sark_mw.enforcer import Idempotency, Invocation
-from sark_mw.errors import ConfigurationError, SarkError
+from sark_mw.errors import ConfigurationError
 from sark_mw.limit import Limit, Mode, Unit
 from sark_mw.money import from_nanos
 from sark_mw.pricing.base import CostEstimate, CostEstimator, Estimate, InvocationRequest, Json
@@ -40,7 +41,7 @@ MEMBERS = {
     "tag": 4,
     "end_user": 9,
 }
-_MEAN_NANOS, _MEAN_TOKENS = 10_000, 220
+_MEAN_NANOS, _MEAN_TOKENS, _CALLS_A_MINUTE = 10_000, 220, 25_000
 
 
 def draw_limits(calls: int, seed: int) -> list[Limit]:
@@ -54,8 +55,10 @@ def draw_limits(calls: int, seed: int) -> list[Limit]:
                 ["minute", "minute", "hour", "day", "week", "month", "quarter", "year", "total", "rolling:60", "idle:600"]
             )
             mean = {"usd": _MEAN_NANOS, "requests": 1}.get(unit, _MEAN_TOKENS)
-            share = dice.uniform(0.3, 2) if window in ("minute", "rolling:60") else dice.uniform(0.9, 5)
-            amount = max(int(calls / members * mean * share), 3 * mean) if unit != "concurrency" else dice.randint(5, 30)
+            # A minute sees as many calls as it can, or all of them.
+            seen = min(calls, _CALLS_A_MINUTE) if window in ("minute", "rolling:60") else calls
+            amount = max(int(seen / members * mean * dice.uniform(0.4, 3)), 3 * mean)
+            amount = dice.randint(15, 60) if unit == "concurrency" else amount
             rolls = window in ("minute", "hour", "day") and unit != "concurrency" and dice.random() < 0.6
             limit = Limit(
                 root=ROOT,
@@ -66,7 +69,7 @@ def draw_limits(calls: int, seed: int) -> list[Limit]:
                 mode=dice.choice([Mode.ENFORCE, Mode.ENFORCE, Mode.ENFORCE, Mode.SHADOW, Mode.SOFT]),
                 amount=_written(unit, amount),
                 rollover=_written(unit, amount // 2 if rolls else 0),
-                thresholds=dice.choice([(), (50, 80, 95)]) if unit != "concurrency" else (),
+                thresholds=dice.choice([(10, 30), (50, 80, 95)]) if unit != "concurrency" else (),
             )
             limits[limit.limit_id] = limit
     return [*limits.values()]
@@ -195,10 +198,9 @@ async def administer(sark: Sark, folder: Path) -> None:
         limit = dice.choice(limits)
         kind = limit.scope.partition(":")[0]
         scope = f"{kind}:{dice.randrange(MEMBERS[kind])}" if limit.is_pattern else limit.scope
-        try:
+        with contextlib.suppress(ConfigurationError):
+            # Another limit may stand in this one's place on that scope, or its window have no balance.
             changes += await _change(sark, limit, scope, dice)
-        except (ConfigurationError, SarkError):
-            pass  # another limit stands in this one's place on that scope, or its window has no balance
         await asyncio.sleep(0.1)
     (folder / "administrator.json").write_text(json.dumps({"changes": changes}))
 

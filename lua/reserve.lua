@@ -50,8 +50,8 @@ load_rows(book, lines)
 evict_all(book, lines)
 -- What the sweep and the eviction changed is written and counted before anything is decided.
 close_book(book)
-for _, line in ipairs(lines) do
-  line.row = book.rows[line.counter]
+for n = 1, #lines do
+  lines[n].row = book.rows[lines[n].counter]
 end
 local amounts = {}
 if apply_grants(book, lines, meta[4], true) then
@@ -88,7 +88,8 @@ local function set_of(words)
         own[count], index[count] = lines[tonumber(word)], word
       end
     end
-    for _, line in ipairs(own) do
+    for n = 1, #own do
+      local line = own[n]
       if now < line.starts or (line.ends > 0 and now >= line.ends) then
         in_period = false
       end
@@ -102,7 +103,8 @@ end
 -- The lines that this need would carry past their amount: enforced ones and shadow ones, as words.
 local function exceeded_by(set, need)
   local refusing, shadow
-  for n, line in ipairs(set.lines) do
+  for n = 1, #set.lines do
+    local line = set.lines[n]
     local amount = need[line.unit] or 0
     if amount > 0 then
       local row = line.row
@@ -141,7 +143,8 @@ local function head_of(item, made)
 end
 
 local function admit(item, set, need)
-  for _, line in ipairs(set.lines) do
+  for n = 1, #set.lines do
+    local line = set.lines[n]
     local amount = need[line.unit] or 0
     if amount > 0 and item.lease > 0 then
       change_held(book, line, amount)

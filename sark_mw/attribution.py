@@ -32,6 +32,7 @@ from sark_mw.reservation import Balance
 from sark_mw.sark import Sark
 from sark_mw.settings import AnySettings, as_settings
 from sark_mw.window import period_of
+from sark_mw.window_words import per
 
 _log = logging.getLogger(__name__)
 
@@ -326,7 +327,7 @@ def _percent(balance: Balance | None) -> float:
 
 def _sentence(balance: Balance, needed: int, scope: str) -> str:
     window, line = _window(balance, scope), balance.line
-    per = f" per {line.limit.window}" if line.limit is not None and line.limit.window != "total" else ""
-    name = f"{_NAMES[window]} budget" if window else f"Budget of {line.scope}{per}"
+    how_long = per(line.limit.window) if line.limit is not None else ""
+    name = f"{_NAMES[window]} budget" if window else " ".join(filter(None, ("Budget of", line.scope, how_long)))
     amount, spent, held, need = (f"{from_nanos(n):f}" for n in (line.amount, balance.spent, balance.held, needed))
     return f"{name} exceeded (limit: {amount} USD): {spent} spent, {held} held by requests in flight, {need} needed"

@@ -161,8 +161,8 @@ class Limit:
 RUN_WINDOW = "idle:86400"
 
 
-def run_limit(root: str, scope: str, amount: Decimal = Decimal(0)) -> Limit:
-    """Make the limit that a run brings along; its counter is the same whatever the amount."""
+def run_limit(root: str, scope: str, amount: Decimal = Decimal(9_200_000_000)) -> Limit:
+    """Make the limit that a run brings along: of the largest amount there is if it names none. The counter is the same."""
     return Limit(scope=scope, unit=Unit.USD, amount=amount, window=RUN_WINDOW, root=root)
 
 

@@ -39,13 +39,13 @@ from sark_mw.instrumentation.base import Instrumentation, RequestFinished, Reque
 from sark_mw.ledger import Flusher
 from sark_mw.ledger.base import Ledger
 from sark_mw.ledger.events import LimitEvent
-from sark_mw.limit import run_limit
-from sark_mw.money import to_nanos
+from sark_mw.limit import Limit, run_limit
+from sark_mw.money import to_decimal, to_nanos
 from sark_mw.policy.base import PolicyServices
 from sark_mw.policy.manager import PolicyPluginManager
 from sark_mw.pricing.base import CostEstimator, InvocationRequest
 from sark_mw.reservation import new_reservation_id
-from sark_mw.settings import AnySettings, StoreSettings, as_settings
+from sark_mw.settings import AnySettings, Settings, StoreSettings, as_settings
 from sark_mw.store.base import OutboxEntry
 from sark_mw.store.redis_store import RedisStore
 from sark_mw.wire.base import Refusal
@@ -69,6 +69,8 @@ class Sark:
         instrumentation: Instrumentation | None = None,
     ) -> None:
         self.settings = as_settings(settings)
+        if store is None and ledger is None:
+            _check_ledger_lasts(self.settings)
         self.estimators = make_estimators(self.settings.pricing, estimators)
         self.prometheus = make_prometheus(self.settings.observe)
         self.instrumentation = make_instrumentation(self.settings.observe, self.prometheus, instrumentation)
@@ -134,7 +136,7 @@ class Sark:
         metadata: Mapping[str, object] | None = None,
         asserted: Sequence[str] = (),
         run: str | None = None,
-        run_budget: Decimal | None = None,
+        run_budget: Decimal | int | str | None = None,
         idempotency_key: str | None = None,
     ) -> AsyncIterator[DirectReservation]:
         """Hold what a call may cost; leaving the block without a settle releases it, a crash lets it expire.
@@ -155,9 +157,7 @@ class Sark:
             request_id=new_reservation_id(),
             metadata=metadata,
             asserted=tuple(asserted),
-            extra_limits=(run_limit(root or settings.root, run_scope, run_budget),)
-            if run_scope and run_budget is not None
-            else (),
+            extra_limits=(_run_limit(root or settings.root, run_scope, run_budget),) if run_scope else (),
             idempotency=same_request(root or settings.root, principal, idempotency_key, request) if idempotency_key else None,
         )
         admission = await self.enforcer.admit(invocation)
@@ -297,6 +297,19 @@ class Sark:
             await self.policies.unregister_plugin(name)
         await self.store.aclose()
         await self.ledger.aclose()
+
+
+def _run_limit(root: str, scope: str, budget: Decimal | int | str | None) -> Limit:
+    return run_limit(root, scope) if budget is None else run_limit(root, scope, to_decimal(budget))
+
+
+def _check_ledger_lasts(settings: Settings) -> None:
+    """Refuse to move what others have spent into a ledger that ends with this process."""
+    if settings.ledger.flush and not settings.ledger.lasts and not settings.store.url.startswith("memory:"):
+        raise ConfigurationError(
+            "a store that several processes share needs a ledger that outlives them: this one would take the costs of all of "
+            "them into its own memory; set ledger.url to sqlite:///sark.db or postgresql://…, or ledger.flush to false"
+        )
 
 
 def _lease_options(settings: StoreSettings) -> LeaseOptions | None:

@@ -7,6 +7,7 @@ docs/configuration.md is made from them.
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping
 from decimal import Decimal
@@ -131,7 +132,7 @@ class Settings(BaseSettings):
 
 AnySettings = Annotated[
     Settings | Mapping[str, Any] | str | Path | None,
-    "a Settings object, a mapping of its sections, the path of a TOML file, or None for defaults",
+    "a Settings object, a mapping of its sections, the path of a TOML file, or None: that of SARK_CONFIG, or the defaults",
 ]
 
 
@@ -153,7 +154,8 @@ def as_settings(settings: AnySettings) -> Settings:
     if isinstance(settings, Mapping):
         return Settings.of(settings)
     if settings is None or isinstance(settings, str | Path):
-        return Settings.load(settings)
+        # The commands read the same variable.
+        return Settings.load(settings or os.environ.get("SARK_CONFIG") or None)
     raise ConfigurationError(
         "settings are a Settings object, a mapping such as {'store': {'url': …}}, the path of a TOML file, or None for the "
         f"environment and the defaults, not {type(settings).__name__}"

@@ -10,7 +10,9 @@ end
 -- Read the counters of the lines that are not in the book yet.
 local function load_rows(book, lines)
   local missing, unread, rows, order, n_missing, n_order = {}, {}, book.rows, book.order, 0, #book.order
-  for _, line in ipairs(lines) do
+  -- Counted loops wherever every line passes: each step of ipairs is a call.
+  for n = 1, #lines do
+    local line = lines[n]
     local counter = line.counter
     if not rows[counter] then
       rows[counter] = true
@@ -29,7 +31,7 @@ local function load_rows(book, lines)
       local row = {
         line = unread[n], is_new = not spent[i], spent_text = spent_text, held_text = held_text,
         spent = tonumber(spent_text), held = tonumber(held_text), add_spent = 0, add_held = 0,
-        spent_changed = false, held_changed = false,
+        spent_changed = false, held_changed = false, watched = false,
       }
       rows[missing[n]] = row
       n_order = n_order + 1
@@ -57,6 +59,8 @@ local function change_spent(book, line, amount)
   row.add_spent = row.add_spent + amount
   if amount ~= 0 then
     row.spent_changed, book.spent_changed = true, true
+    -- Of lines that were made before and after the limit was changed, the first that has thresholds says which.
+    row.watched = row.watched or line.thresholds and line
   end
 end
 
@@ -91,9 +95,9 @@ local function evict(book, line)
 end
 
 local function evict_all(book, lines)
-  for _, line in ipairs(lines) do
-    if line.rolling > 0 then
-      evict(book, line)
+  for n = 1, #lines do
+    if lines[n].rolling > 0 then
+      evict(book, lines[n])
     end
   end
 end
@@ -145,7 +149,8 @@ end
 local function write_rows(book, hash, what, drop_zero)
   local sets, gone, n_sets, n_gone = {}, {}, 0, 0
   local change, flag, text = 'add_' .. what, what .. '_changed', what .. '_text'
-  for _, row in ipairs(book.order) do
+  for n = 1, #book.order do
+    local row = book.order[n]
     if row[flag] then
       local before, counter, written = row[what], row.line.counter, false
       local total = before + row[change]
@@ -183,14 +188,15 @@ local function close_book(book)
     return
   end
   local watched = {}
-  for _, row in ipairs(book.order) do
+  for n = 1, #book.order do
+    local row = book.order[n]
     local line = row.line
     if row.spent_changed or line.idle > 0 or line.carries then
       if is_kept_anew(row, line) then
         keep_until(book, line)
         row.is_new = false
       end
-      if row.spent_changed and line.thresholds then
+      if row.watched then
         watched[#watched + 1] = row
       end
     end
@@ -204,13 +210,15 @@ local function close_book(book)
   book.spent_changed, book.held_changed = false, false
   for _, row in ipairs(watched) do
     fire_thresholds(book, row, book.shard, book.epoch)
+    row.watched = false
   end
 end
 
 -- What the counters are after the last close of the book, exactly: as the strings that Redis holds.
 local function texts_of(book, lines)
   local spent, held, rows = {}, {}, book.rows
-  for i, line in ipairs(lines) do
+  for i = 1, #lines do
+    local line = lines[i]
     local row = rows[line.counter]
     -- Only a counter beyond 2^53 that was just changed has no text: HINCRBY knows it exactly, we do not.
     spent[i] = row.spent_text or redis.call('HGET', book.key.spent, line.counter) or '0'

@@ -140,7 +140,8 @@ local function apply_grants(book, lines, has_grants, write)
     end
   end
   local changed = false
-  for n, line in ipairs(lines) do
+  for n = 1, #lines do
+    local line = lines[n]
     if line.amount >= 0 and (has_grants or line.carry_cap > 0) then
       local override, topped = parse_grants(book.now, found[2 * n - 1] or nil, found[2 * n] or nil)
       local amount, carried = override or line.amount, 0

@@ -14,7 +14,7 @@ end
 
 -- Tell of every threshold that a booking has carried a row past; the caller has just written the row's counter.
 local function fire_thresholds(book, row, shard, epoch)
-  local key, line, counter = book.key, row.line, row.line.counter
+  local key, line, counter = book.key, row.watched, row.watched.counter
   local found = redis.call('HMGET', key.grants, counter, base_of(counter) .. '|override', counter .. '|carried', counter .. '|fired')
   local override, topped = parse_grants(book.now, found[1], found[2])
   local amount = (override or line.base_amount) + topped + tonumber(found[3] or '0')

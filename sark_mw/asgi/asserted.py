@@ -44,7 +44,7 @@ def asserted_by(principal: Principal, route: Route, call: Call, headers: RawHead
     return Asserted(
         scopes=() if run is None else (run,),
         asserted=tuple(dict.fromkeys((*end_user, *tags, f"resource:{resource}"))),
-        limits=() if run is None or budget is None else (_limit(principal, run, budget),),
+        limits=() if run is None else (_limit(principal, run, budget),),
     )
 
 
@@ -65,7 +65,10 @@ def _named(name: str, param: str) -> str:
     return name
 
 
-def _limit(principal: Principal, run: str, budget: str) -> Limit:
+def _limit(principal: Principal, run: str, budget: str | None) -> Limit:
+    """Make the run's limit; a call that names no budget counts against the run all the same."""
+    if budget is None:
+        return run_limit(principal.root or DEFAULT_ROOT, run)
     try:
         amount = Decimal(budget) if _BUDGET.fullmatch(budget) else Decimal(0)
         if amount > 0:

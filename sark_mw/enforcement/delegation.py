@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from sark_mw.errors import ConfigurationError
 from sark_mw.limit import Limit, from_units
 from sark_mw.limit_index import LimitIndex
+from sark_mw.window_words import per
 
 
 def check_delegation(limits: Sequence[Limit]) -> None:
@@ -45,7 +46,7 @@ def _check_sum(whole: Limit, parent: str, parts: Iterable[Limit]) -> None:
         handed_out += part.amount_units
     if handed_out > whole.amount_units:
         raise ConfigurationError(
-            f"{parent} has {whole.amount:f} {whole.unit} per {whole.window} and would hand out "
+            f"{parent} has {whole.amount:f} {whole.unit} {per(whole.window) or 'in all'} and would hand out "
             f"{from_units(whole.unit, handed_out):f}; hand out less, or let {whole.limit_id} overcommit"
         )
 

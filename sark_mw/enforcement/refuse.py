@@ -11,6 +11,7 @@ from sark_mw.money import from_nanos
 from sark_mw.policy.base import PolicyDecision
 from sark_mw.pricing.base import Estimate
 from sark_mw.reservation import Balance, Need, Outcome, ReserveReply
+from sark_mw.window_words import per
 from sark_mw.wire.base import Refusal, RefusalKind
 
 #: What never opens, or is less than this request alone needs: any wait is in vain.
@@ -93,7 +94,8 @@ def _sentence(balance: Balance, need: int) -> str:
     line = balance.line
     figures = (line.amount, balance.spent, balance.held, need)
     amount, spent, held, needed = (f"{from_nanos(n):f}" if line.unit == Unit.USD else str(n) for n in figures)
-    window = f" per {line.limit.window}" if line.limit and line.limit.window != "total" else ""
+    how_long = per(line.limit.window) if line.limit else ""
+    window = f" {how_long}" if how_long else ""
     what = "budget" if line.unit == Unit.USD else f"{line.unit.replace('_', ' ')} limit"
     return (
         f"The {what} of {line.scope} ({amount} {line.unit}{window}) does not allow this request: "

@@ -15,6 +15,7 @@ from sark_mw.enforcement.journal import Journal
 from sark_mw.enforcement.tables import ServerClock
 from sark_mw.errors import StoreDataLostError, StoreError, StoreUnavailableError
 from sark_mw.instrumentation.base import Instrumentation, Settled
+from sark_mw.limit import Unit
 from sark_mw.reservation import Outcome, Resolution, Settle, SettleReply
 from sark_mw.store.base import ReservationStore
 
@@ -146,7 +147,7 @@ class Settler:
                 provider=context.provider,
                 model=context.model,
                 booked=() if failed else _booked(settle, context),
-                overrun=() if reply is None else reply.overrun,
+                overrun=() if reply is None else _limited(settle, reply.overrun),
                 estimated_nanos=context.expected_nanos,
                 actual_nanos=context.actual_nanos,
                 repeated=reply is not None and reply.repeated,
@@ -164,3 +165,9 @@ class Settler:
             await self._write_down(settle, "shutdown")
         await end_tasks(task for task, _ in left)
         return len(left)
+
+
+def _limited(settle: Settle, overrun: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
+    """Leave out what nobody limits: a hold of one token stands for no guess that could be overrun. Money always counts."""
+    units = {Unit.USD, *(line.unit for line in settle.lines)}
+    return tuple((unit, amount) for unit, amount in overrun if unit in units)

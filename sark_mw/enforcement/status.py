@@ -95,7 +95,8 @@ def _status(defined: int, balance: Balance, at_ms: int, adjusted: dict[tuple[str
         scope=line.scope,
         period=line.limit.period(at_ms),
         counter=line.counter,
-        amount=line.amount,
+        # The store allows no less than nothing; a balance that was taken back further is a debt all the same.
+        amount=line.amount if line.amount > 0 else min(line.amount, base + topped_up),
         base_amount=base,
         topped_up=topped_up,
         carried=max(line.amount - base - topped_up, 0) if line.carry_cap else 0,

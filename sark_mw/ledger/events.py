@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from sark_mw.ledger.outbox import OutboxRecord
+from sark_mw.limit import from_units
 
 _INT64 = 2**63
 #: How long after it happened an event may still be claimed for delivery.
@@ -119,7 +120,9 @@ def event_of(record: OutboxRecord) -> LimitEvent:
         unit=_text(said, "unit") or unit,
         amount=_amount(said.get("amount")),
         at_ms=record.booked_ms,
-        detail_json=record.entry_json if said else '{"malformed":true}',
+        detail_json=json.dumps(_shown(said, _text(said, "unit") or unit), separators=(",", ":"))
+        if said
+        else '{"malformed":true}',
     )
 
 
@@ -138,6 +141,12 @@ def read_counter(counter: str) -> tuple[str, str, str]:
         if found and (found["scope"].startswith(pattern.removesuffix("*")) or "%~" in found["scope"] + pattern):
             return found["scope"], found["unit"], f"{pattern}/{found['unit']}/{found['window']}"
     return "", "", ""
+
+
+def _shown(said: Mapping[str, object], unit: str) -> dict[str, object]:
+    """Write the amounts of a detail as people read them: dollars for usd."""
+    amounts = {key: _amount(said.get(key)) for key in ("amount", "spent")}
+    return {**said, **{key: f"{from_units(unit, amount):f}" for key, amount in amounts.items() if amount is not None}}
 
 
 def _object(text: str) -> Mapping[str, object]:

