@@ -109,7 +109,8 @@ class CostAttributionService:
         scope = scope_of(principal_id)
         given = {"day": dollars("daily_budget", daily_budget), "month": dollars("monthly_budget", monthly_budget)}
         sark = await self.opened()
-        before = {limit.limit_id: limit for limit in await sark.limits.list(self._root) if _is_own(limit, scope)}
+        own = (limit for limit in await sark.limits.list(self._root) if _is_own(limit, scope))
+        before = {limit.limit_id: limit for limit in own if limit.timezone == self._timezone}
         wanted = []
         for window, amount in given.items():
             if amount is not None:

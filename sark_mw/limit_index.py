@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sark_mw.limit import Limit
-from sark_mw.reservation import Line, lines_for
+from sark_mw.reservation import Line, budgets_first, lines_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,10 +15,14 @@ class Touched:
 
     scopes: tuple[str, ...]
     limits: tuple[Limit, ...]
+    extra: tuple[Limit, ...] = ()
 
     def lines(self, at_ms: int) -> tuple[Line, ...]:
-        """Lay the limits out at a server time."""
-        return lines_for(self.limits, self.scopes, at_ms)
+        """Lay the limits out at a server time; one of the request's own takes no other's place, whatever it counts."""
+        lines = lines_for(self.limits, self.scopes, at_ms)
+        if not self.extra:
+            return lines
+        return budgets_first((*lines, *lines_for(self.extra, self.scopes, at_ms)))
 
 
 class LimitIndex:
@@ -57,4 +61,4 @@ class LimitIndex:
                     looked.add(limit.parent)
                     touched[limit.parent] = None
                     waiting.append(limit.parent)
-        return Touched(tuple(touched), (*found, *extra))
+        return Touched(tuple(touched), tuple(found), tuple(extra))

@@ -6,7 +6,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from sark_mw.errors import MoneyError
@@ -69,8 +69,9 @@ class Line:
 
     `amount` in the unit's integer (nanos for usd), `UNLIMITED` counts without refusing. `starts_ms <= now < ends_ms` must hold
     by the server's clock when it is reserved (`ends_ms` 0: never ends). `rolling_ms` > 0 makes it a rolling window, `idle_ms` > 0
-    one that begins anew after so long without any change. `soft` lines neither refuse nor report. `thresholds` are percents
-    of the effective amount. `carry_cap` > 0 carries up to so much of the period before, `ordinal` numbers the periods.
+    one that begins anew after so long without any change. `soft` lines neither refuse nor report; `displaced` are those in whose
+    place another limit on the same scope decides. `thresholds` are percents of the effective amount. `carry_cap` > 0 carries up
+    to so much of the period before, `ordinal` numbers the periods.
     """
 
     counter: str
@@ -81,6 +82,7 @@ class Line:
     rolling_ms: int = 0
     enforce: bool = True
     soft: bool = False
+    displaced: bool = False
     idle_ms: int = 0
     thresholds: tuple[int, ...] = ()
     carry_cap: int = 0
@@ -254,18 +256,35 @@ def new_reservation_id() -> str:
 def lines_for(limits: Iterable[Limit], scopes: Iterable[str], at_ms: int) -> tuple[Line, ...]:
     """Lay out the limits that a request touching `scopes` touches at the server time `at_ms`: budgets first.
 
-    Of several limits that would count the same thing on a scope, the exact one wins, then the longest pattern (an
-    enforcing and a shadow limit both stand). A limit counts from `since_ms`: the ledger's sum from then on is its counter.
+    Of several limits that would count the same thing on a scope, the exact one decides, then the longest pattern (an enforcing
+    and a shadow limit both stand); the others only count, so that they are right when it goes. A limit counts from `since_ms`:
+    the ledger's sum from then on is its counter.
     """
     best: dict[tuple[str, str], tuple[Limit, str]] = {}
+    displaced: list[tuple[Limit, str]] = []
     touched = tuple(dict.fromkeys(scopes))
     for limit in limits:
         for scope in touched:
             if limit.matches(scope):
                 name = (limit.name_for(scope), limit.mode)
-                if name not in best or _weight(limit) > _weight(best[name][0]):
+                other = best.get(name)
+                if other is None or _weight(limit) > _weight(other[0]):
                     best[name] = (limit, scope)
+                    displaced += [other] if other else []
+                else:
+                    displaced.append((limit, scope))
     lines = [_line(limit, scope, at_ms) for limit, scope in best.values()]
+    counting = {line.counter for line in lines}
+    for limit, scope in displaced:
+        line = _line(limit, scope, at_ms)
+        if line.counter not in counting:
+            counting.add(line.counter)
+            lines.append(replace(line, enforce=False, soft=True, thresholds=(), displaced=True))
+    return budgets_first(lines)
+
+
+def budgets_first(lines: Iterable[Line]) -> tuple[Line, ...]:
+    """Put lines in money before the others."""
     return tuple(sorted(lines, key=lambda line: line.unit != "usd"))
 
 

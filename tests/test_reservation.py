@@ -31,10 +31,10 @@ def test_each_limit_that_matches_is_a_line_and_budgets_come_first() -> None:
 def test_the_exact_limit_wins_then_the_longest_pattern_whatever_their_order(turned: bool) -> None:
     limits = [limit("user:*", 1), limit("user:al*", 2), limit("user:alice", 3)]
     limits = limits[::-1] if turned else limits
-    amounts = {
-        scope: [line.amount for line in lines_for(limits, [scope], NOW)] for scope in ("user:bo", "user:albert", "user:alice")
-    }
-    assert amounts == {"user:bo": [1], "user:albert": [2], "user:alice": [3]}
+    for scope, deciding, counting in (("user:bo", 1, []), ("user:albert", 2, [1]), ("user:alice", 3, [1, 2])):
+        lines = lines_for(limits, [scope], NOW)
+        assert [line.amount for line in lines if line.enforce] == [deciding]
+        assert sorted(line.amount for line in lines if line.displaced and line.soft and not line.thresholds) == counting
 
 
 def test_an_enforcing_and_a_shadow_limit_both_stand_with_counters_of_their_own() -> None:
@@ -46,7 +46,8 @@ def test_an_enforcing_and_a_shadow_limit_both_stand_with_counters_of_their_own()
 def test_no_counter_stands_twice_in_the_lines_of_a_request() -> None:
     limits = [limit("user:*"), limit("user:al"), limit("user:al", window="month"), limit("user:al", timezone="Europe/Berlin")]
     lines = lines_for(limits, ["user:al", "user:al", "user:bo"], NOW)
-    assert len({line.counter for line in lines}) == len(lines) == 4
+    assert len({line.counter for line in lines}) == len(lines) == 5
+    assert len([line for line in lines if line.enforce]) == 4
 
 
 def test_a_line_carries_the_boundaries_of_its_period_from_when_the_limit_counts() -> None:

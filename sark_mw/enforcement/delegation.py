@@ -29,8 +29,8 @@ def check_delegation(limits: Sequence[Limit]) -> None:
 
 
 def _is_part(whole: Limit, limit: Limit) -> bool:
-    """Tell whether amounts of the two can be compared: the same unit over the same window."""
-    return (whole.unit, whole.window, whole.timezone) == (limit.unit, limit.window, limit.timezone)
+    """Tell whether amounts of the two can be compared: the same unit over the same window, in whatever zone."""
+    return (whole.unit, whole.window) == (limit.unit, limit.window)
 
 
 def _check_sum(whole: Limit, parent: str, parts: Iterable[Limit]) -> None:

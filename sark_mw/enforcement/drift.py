@@ -71,7 +71,7 @@ async def compare_lines(
             CostFilter(
                 root=root,
                 scope=line.scope,
-                from_ms=max(line.starts_ms, line.limit.since_ms if line.limit else 0),
+                from_ms=line.starts_ms,
                 until_ms=line.ends_ms or None,
                 shard=snapshot.shard,
                 max_shard_seq=snapshot.seq,

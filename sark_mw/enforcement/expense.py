@@ -90,10 +90,11 @@ class ExpenseBooks:
         )
 
     async def _hold(self, expense: Expense) -> tuple[Expense, tuple[Line, ...], ReserveReply]:
-        asked, made_ms = expense, 0
+        asked, made_ms, layout = expense, 0, Layout((), 0, "")
         for _ in range(_ATTEMPTS):
             try:
-                layout = await self._tables.layout(expense.root, asked.entry.scopes)
+                if not made_ms:
+                    layout = await self._tables.layout(expense.root, asked.entry.scopes)
                 expense = _touching(asked, layout)
                 reply = await self._store.reserve(
                     Reserve(
@@ -115,7 +116,7 @@ class ExpenseBooks:
             self._clock.heard(reply.at_ms)
             made_ms = 0
             if reply.outcome is Outcome.EXCEEDS_LIMIT:
-                # These lines hold at this instant of the server's clock: now it is held whatever they say.
+                # These lines hold at this instant of the server's clock: now it is held on them whatever they say.
                 made_ms = reply.at_ms
             elif reply.outcome is Outcome.STALE_LIMITS:
                 await self._tables.reload(expense.root)

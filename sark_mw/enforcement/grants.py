@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from sark_mw.enforcement.tables import LimitTables, ServerClock
-from sark_mw.errors import ConfigurationError
+from sark_mw.errors import ConfigurationError, LedgerUnavailableError, StoreError, StoreUnavailableError
 from sark_mw.ledger.base import Ledger
 from sark_mw.ledger.events import Adjustment, EventFilter, EventKind, LimitEvent
 from sark_mw.limit import DEFAULT_ROOT, Limit, Unit, in_units
@@ -23,9 +23,10 @@ from sark_mw.window import canonical
 
 #: Longest that an override may last from now.
 MAX_OVERRIDE_MS = 366 * 86_400_000
-#: What is in force already is sent again for so long: an administrator's process may have died between database and store.
+#: What is in force already is sent again for so long: a commit may become visible later than its time says.
 _SENT_AGAIN_MS = 600_000
 _MOST_SENT_AGAIN = 1_000
+_AT_ONCE = 500
 #: An override that has ended: any instant that is long past.
 _ENDED_MS = 1
 
@@ -58,6 +59,7 @@ class Grants:
         self._ledger = ledger
         self._tables = tables
         self._clock = clock
+        self._sent_ms: int | None = None
 
     async def top_up(self, which: Which, amount: Decimal, why: Why) -> LimitEvent:
         """Add to (negative: take from) what a limit allows on a scope in its present period, or for good if it has none."""
@@ -121,10 +123,26 @@ class Grants:
             actor=why.actor,
             reason=why.reason,
         )
-        await self._ledger.record_events([event])
-        # Read after the commit: of two that come at once, whoever reads last has both.
-        await self.send(await self._ledger.adjustments(limit.root, [counter]), {counter: self._ends(limit, until_ms)})
+        if not await self._ledger.record_events([event]):
+            event = await self._recorded(event)
+        try:
+            # Read after the commit: of two that come at once, whoever reads last has both.
+            await self.send(await self._ledger.adjustments(limit.root, [counter]), {counter: self._ends(limit, until_ms)})
+        except (StoreError, LedgerUnavailableError) as error:
+            raise StoreUnavailableError(
+                f"the {kind.replace('_', '-')} is recorded as {event.event_id!r} and comes into force by itself once the store "
+                f"answers; to repeat it, name this id: {error}"
+            ) from error
         return event
+
+    async def _recorded(self, event: LimitEvent) -> LimitEvent:
+        """Return the event that has this id already; raises `ConfigurationError` if it is about something else."""
+        found = await self._ledger.events(EventFilter(event_id=event.event_id), 1)
+        known = found[0].event if found else event
+        told = [(e.kind, e.root, e.limit_id, e.scope, e.amount, e.until_ms) for e in (known, event)]
+        if told[0] != told[1]:
+            raise ConfigurationError(f"the event id {event.event_id!r} is that of another change: use a new one for each")
+        return known
 
     def _ends(self, limit: Limit, until_ms: int | None) -> int:
         return until_ms or limit.period(self._clock.now_ms()).ends_ms
@@ -134,13 +152,21 @@ class Grants:
         await self._store.adjust([grant_of(each, (ends or {}).get(each.counter, 0)) for each in adjustments])
 
     async def send_again(self) -> None:
-        """Send what was changed lately once more: whoever changed it may have died before it reached the store."""
-        since = self._clock.now_ms() - _SENT_AGAIN_MS
-        kinds = (EventKind.TOP_UP, EventKind.OVERRIDE)
-        recent = await self._ledger.events(EventFilter(kinds=kinds, since_ms=since), _MOST_SENT_AGAIN)
-        counters = list(dict.fromkeys(each.event.counter for each in recent))
-        if counters:
-            await self.send(await self._ledger.adjustments(None, counters))
+        """Send what was changed since this was last done, and at first everything: who changed it may not have come so far."""
+        now = self._clock.now_ms()
+        if self._sent_ms is None:
+            adjustments = await self._ledger.adjustments()
+        else:
+            kinds = (EventKind.TOP_UP, EventKind.OVERRIDE)
+            since = EventFilter(kinds=kinds, since_ms=self._sent_ms - _SENT_AGAIN_MS)
+            recent = await self._ledger.events(since, _MOST_SENT_AGAIN)
+            counters = list(dict.fromkeys(each.event.counter for each in recent))
+            # More than can be named: all of them.
+            some = counters if len(recent) < _MOST_SENT_AGAIN else ()
+            adjustments = await self._ledger.adjustments(None, some) if counters else []
+        for first in range(0, len(adjustments), _AT_ONCE):
+            await self.send(adjustments[first : first + _AT_ONCE])
+        self._sent_ms = now
 
 
 def grant_of(each: Adjustment, ends_ms: int = 0) -> Grant:

@@ -74,9 +74,11 @@ class LimitRegistry:
         """Set and drop limits of one root in one step."""
         if any(limit.root != root for limit in put):
             raise ConfigurationError(f"a change is of one root, {root!r}")
+        # What is dropped is recorded as long as the database has it, so that a call that failed half way may be repeated.
+        saved = [limit for limit in await self._ledger.load_limits() if limit.root == root] if drop else []
         before = await self._apply(root, put, drop)
+        await self._record(root, put, drop, (*saved, *before.limits), Why(actor=actor, reason=reason))
         await self._save_what_is_in_force(root, [*(limit.limit_id for limit in put), *drop])
-        await self._record(root, put, drop, before, Why(actor=actor, reason=reason))
 
     async def _save_what_is_in_force(self, root: str, limit_ids: Sequence[str]) -> None:
         """Let the database say what the store says, with the time from which limits count, whoever changes them meanwhile."""
@@ -93,28 +95,23 @@ class LimitRegistry:
     async def _apply(self, root: str, put: Sequence[Limit], drop: Sequence[str]) -> LimitTable:
         """Check a change against the table in force and make it, unless that has changed meanwhile: then anew. Return it."""
         table = await self._table(root)
-        for _ in range(_ATTEMPTS):
+        for tried in range(_ATTEMPTS):
             try:
                 check_delegation(_merged(table.limits, put, drop))
             except ConfigurationError:
-                await self._take_back(table, put)
+                if tried:
+                    # Another change was first: the database says again what is in force.
+                    await self._save_what_is_in_force(root, [limit.limit_id for limit in put])
                 raise
-            # The database first: what is in force after a loss of the store is at least what was asked for.
-            await self._ledger.save_limits(put, ())
+            # The database first: what is in force after a loss of the store is at least what was asked for. With the time from
+            # which a limit counts: what it was topped up with depends on that.
+            since = {limit.limit_id: limit.since_ms for limit in table.limits}
+            await self._ledger.save_limits([replace(each, since_ms=since.get(each.limit_id, 0)) for each in put], ())
             after = await self._change(table, put, drop)
             if after is not None:
                 return table
             table = await self._table(root)
         raise StoreUnavailableError("the limits kept changing while they were set")
-
-    async def _take_back(self, table: LimitTable, put: Sequence[Limit]) -> None:
-        """Let the database say again what the store says of these limits: another change was first."""
-        known = {limit.limit_id: limit for limit in table.limits}
-        kept = {(limit.root, limit.limit_id) for limit in await self._ledger.load_limits()}
-        stale = [(limit.root, limit.limit_id) for limit in put if limit.limit_id not in known]
-        await self._ledger.save_limits(
-            [known[limit.limit_id] for limit in put if limit.limit_id in known], [each for each in stale if each in kept]
-        )
 
     async def _change(self, table: LimitTable, put: Sequence[Limit], drop: Sequence[str]) -> LimitTable | None:
         try:
@@ -218,8 +215,8 @@ class LimitRegistry:
             await self._recovery.rebuild()
             return await self._tables.reload(root)
 
-    async def _record(self, root: str, put: Sequence[Limit], drop: Sequence[str], before: LimitTable, why: Why) -> None:
-        known = {limit.limit_id: limit for limit in before.limits}
+    async def _record(self, root: str, put: Sequence[Limit], drop: Sequence[str], before: Iterable[Limit], why: Why) -> None:
+        known = {limit.limit_id: limit for limit in before}
         events = [_event(EventKind.SET, limit, known.get(limit.limit_id), self._clock.now_ms(), why) for limit in put]
         dropped = (known[limit_id] for limit_id in drop if limit_id in known)
         events += [_event(EventKind.DELETE, limit, None, self._clock.now_ms(), why) for limit in dropped]

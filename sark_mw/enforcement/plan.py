@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from sark_mw.enforcement.carries import carry_of, intervals
+from sark_mw.enforcement.carries import carry_of, intervals, periods_before
 from sark_mw.enforcement.grants import grant_of
 from sark_mw.ledger.base import EpochBooks, EpochQuery, Interval, ScopeTotal
-from sark_mw.ledger.events import Adjustment, EventKind
+from sark_mw.ledger.events import Adjustment, EventKind, read_counter
 from sark_mw.ledger.rows import clean_name
 from sark_mw.limit import Limit, run_limit
+from sark_mw.limit_index import Touched
 from sark_mw.reservation import Line, lines_for
 from sark_mw.store.base import RestoredCounter, RestoredReservation
 
@@ -66,8 +67,21 @@ class RebuildPlan:
 
     def grants(self, books: EpochBooks) -> list[tuple[str, str]]:
         """Write top-ups, overrides and what is carried over as fields of the grants hash."""
-        fields = [(grant.field, grant.value) for each in self._adjustments for grant in (grant_of(each),)]
+        current = (each for each in self._adjustments if self._is_looked_at(each))
+        fields = [(grant.field, grant.value) for each in current for grant in (grant_of(each),)]
         return [*fields, *(field for _, carried in self._carries(_sums(books)) for field in carried)]
+
+    def _is_looked_at(self, each: Adjustment) -> bool:
+        """Tell whether a limit looks at what was adjusted: in its present period, or with rollover in the one before."""
+        if each.kind == EventKind.OVERRIDE:
+            return each.until_ms > self._at_ms
+        root, _, period, _ = each.counter.split("|")
+        _, _, limit_id = read_counter(each.counter)
+        for limit in self._limits:
+            if limit.root == root and limit.limit_id == limit_id:
+                before = periods_before(limit, self._at_ms)[:1] if limit.rollover_units else []
+                return period in {at.name for at in (limit.period(self._at_ms), *before)}
+        return False
 
     def _carries(self, sums: Sums) -> Iterator[tuple[RestoredCounter, list[tuple[str, str]]]]:
         topped_up = {each.counter: each.amount for each in self._adjustments if each.kind == EventKind.TOP_UP}
@@ -106,8 +120,9 @@ class RebuildPlan:
 
     def _lines(self, root: str, scope: str) -> Iterable[Line]:
         exact = self._exact.get((root, scope), [])
-        runs = [run_limit(root, scope)] if scope.startswith("run:") else []
-        return lines_for([*self._touching(root, scope), *runs], (exact[0].scope if exact else scope,), self._at_ms)
+        runs = (run_limit(root, scope),) if scope.startswith("run:") else ()
+        named = exact[0].scope if exact else scope
+        return Touched((named,), tuple(self._touching(root, scope)), runs).lines(self._at_ms)
 
     def _interval(self, line: Line) -> Interval:
         if line.rolling_ms:

@@ -19,7 +19,8 @@ from sark_mw.errors import StoreDataLostError
 from sark_mw.ledger.base import Ledger
 from sark_mw.ledger.entries import ledger_entry, parse_entry
 from sark_mw.limit import run_limit
-from sark_mw.reservation import Line, Outcome, Resolution, Settle, lines_for
+from sark_mw.limit_index import Touched
+from sark_mw.reservation import Line, Outcome, Resolution, Settle
 from sark_mw.store.base import OutboxEntry, ReservationStore, RestorableStore
 
 _log = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ class Rebooker:
         since = [limit for limit in limits if limit.since_ms <= record.reserved_ms]
         scopes = parse_entry(record.entry_json)[0].scopes
         runs = [run_limit(record.root, scope) for scope in scopes if scope.startswith("run:")]
-        return lines_for([*since, *runs], scopes, record.reserved_ms)
+        return Touched(tuple(scopes), tuple(since), tuple(runs)).lines(record.reserved_ms)
 
     async def _insert(self, record: OutboxEntry) -> None:
         """Put a row past the fence, under a name of its own: the reservation's next part may take this one's number."""

@@ -70,7 +70,8 @@ class StatusReader:
         self._clock.heard(snapshot.at_ms)
         adjusted = await self._adjustments(root, [balance.line.counter for balance in snapshot.balances])
         asked = zip(layout.lines, snapshot.balances, strict=True)
-        return tuple(_status(line.amount, balance, snapshot.at_ms, adjusted) for line, balance in asked if line.limit)
+        deciding = ((line, balance) for line, balance in asked if line.limit and not line.displaced)
+        return tuple(_status(line.amount, balance, snapshot.at_ms, adjusted) for line, balance in deciding)
 
     async def _adjustments(self, root: str, counters: Iterable[str]) -> dict[tuple[str, str], Adjustment]:
         names = [name for counter in counters for name in (counter, base_of(counter))]

@@ -112,6 +112,8 @@ class Upkeep:
                 await one()
             except (SarkError, OSError) as error:
                 _log.warning("upkeep: %s failed: %s", getattr(one, "__name__", one), error)
+            except Exception:  # noqa: BLE001  a fault of ours in one round must not end all the rounds to come
+                _log.exception("upkeep: %s failed", getattr(one, "__name__", one))
 
     async def _renew(self) -> None:
         """Book the progress of long streams and renew the leases of all that is in flight."""

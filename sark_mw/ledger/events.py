@@ -73,6 +73,7 @@ class RecordedEvent:
 class EventFilter:
     """Which events to list; None (and no kinds) means any. `since_ms <= at_ms`, `seq < before_seq`."""
 
+    event_id: str | None = None
     root: str | None = None
     limit_id: str | None = None
     scope: str | None = None
@@ -120,9 +121,7 @@ def event_of(record: OutboxRecord) -> LimitEvent:
         unit=_text(said, "unit") or unit,
         amount=_amount(said.get("amount")),
         at_ms=record.booked_ms,
-        detail_json=json.dumps(_shown(said, _text(said, "unit") or unit), separators=(",", ":"))
-        if said
-        else '{"malformed":true}',
+        detail_json=_written(said, _text(said, "unit") or unit) if said else '{"malformed":true}',
     )
 
 
@@ -143,10 +142,11 @@ def read_counter(counter: str) -> tuple[str, str, str]:
     return "", "", ""
 
 
-def _shown(said: Mapping[str, object], unit: str) -> dict[str, object]:
-    """Write the amounts of a detail as people read them: dollars for usd."""
+def _written(said: Mapping[str, object], unit: str) -> str:
+    """Write a detail with its amounts as people read them: dollars for usd."""
     amounts = {key: _amount(said.get(key)) for key in ("amount", "spent")}
-    return {**said, **{key: f"{from_units(unit, amount):f}" for key, amount in amounts.items() if amount is not None}}
+    shown = {key: f"{from_units(unit, amount):f}" for key, amount in amounts.items() if amount is not None}
+    return json.dumps({**said, **shown}, separators=(",", ":"))
 
 
 def _object(text: str) -> Mapping[str, object]:

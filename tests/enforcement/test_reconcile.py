@@ -165,14 +165,17 @@ async def test_counters_of_a_dropped_limit_are_named_and_left_alone(sark: Sark) 
     assert gone == {f"{TEAM}/usd/total": ("no limit in force counts on it any more", 1)}
 
 
-async def test_a_pattern_counts_only_where_no_exact_limit_does(sark: Sark) -> None:
+async def test_a_pattern_counts_on_where_an_exact_limit_decides(sark: Sark) -> None:
     await spend(sark, 1)
     await sark.limits.set(Limit(scope=ALICE, amount=Decimal(60), window="day", timezone="America/New_York"))
     await asyncio.sleep(0.01)
     await spend(sark, 1)
     found = await reconciler(sark).run(DEFAULT_ROOT)
     assert found.balanced and named(found, f"{ALICE}/usd/day@America/New_York").spent == 250_000_000
-    assert {each.limit_id for each in found.not_compared if each.counters} == {"user:*/usd/day@America/New_York"}
+    await sark.limits.drop(DEFAULT_ROOT, f"{ALICE}/usd/day@America/New_York")
+    found = await reconciler(sark).run(DEFAULT_ROOT)
+    assert found.balanced
+    assert [each.spent for each in found.counters if "<user:*" in each.line.counter and each.line.unit == "usd"] == [500_000_000]
 
 
 async def test_periods_that_ended_are_compared_while_their_counters_are_kept(tmp_path: Path) -> None:

@@ -114,7 +114,8 @@ async def test_counters_of_exact_and_pattern_limits_come_back_once_each(shop: Sh
     assert [await shop.second.count(user) for user in ("user:bo", "org:acme")] == before
     again = await shop.second.tables.layout(ROOT, ("user:al",))
     assert {b.line.counter: b.spent for b in (await shop.second.store.balance(ROOT, again.lines)).balances} == spent
-    assert len(spent) == 3  # the day by the exact limit, the hour and the rolling window by the patterns
+    # The day by the exact limit and, counting only, by the pattern in whose place it stands; the hour and the rolling window.
+    assert len(spent) == 4
     assert await shop.second.books(*USERS, "org:acme") == []
 
 

@@ -1,4 +1,4 @@
-"""A small soak: three processes, killed and started again, and an administrator; every book agrees with every other afterwards."""
+"""A small soak: three processes, killed and started again, and an administrator; then every book agrees with every other."""
 
 from __future__ import annotations
 

@@ -21,7 +21,11 @@ def test_an_event_says_what_its_entry_says_and_keeps_the_whole() -> None:
     said = {"counter": "acme|team:ml/usd/day@UTC|2026-11-22|9", "percent": 80, "spent": "812", "amount": "1000", "ordinal": 7}
     event = read(said, reservation_id="threshold:80:acme|x")
     assert (event.event_id, event.kind, event.root, event.at_ms) == ("threshold:80:acme|x", "threshold", "acme", NOON_MS)
-    assert (event.counter, event.amount, json.loads(event.detail_json)) == (said["counter"], 1000, said)
+    assert (event.counter, event.amount, json.loads(event.detail_json)) == (
+        said["counter"],
+        1000,
+        {**said, "spent": "0.000000812", "amount": "0.000001"},
+    )
     assert (event.scope, event.unit, event.limit_id) == ("team:ml", "usd", "team:ml/usd/day@UTC")
 
 

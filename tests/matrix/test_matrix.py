@@ -119,7 +119,6 @@ async def store(request: pytest.FixtureRequest) -> AsyncIterator[RedisStore]:
     await opened.aclose()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", Mode)
 @pytest.mark.parametrize("unit", Unit)
 async def test_every_scope_and_window_holds_what_it_says_under_concurrency(store: RedisStore, unit: Unit, mode: Mode) -> None:

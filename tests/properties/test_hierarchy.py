@@ -93,18 +93,16 @@ def fits(limits: list[Limit]) -> bool:
             return False
     for whole in limits:
         for parent in {part.parent for part in parts if is_on(whole, part.parent)}:
-            same = [limit for limit in limits if (limit.unit, limit.window, limit.timezone) == _kind(whole)]
-            stands_in = whole.scope != parent and any(limit.scope == parent for limit in same)
+            same = [limit for limit in limits if (limit.unit, limit.window) == (whole.unit, whole.window)]
+            # An exact limit that counts the same stands in the place of a pattern.
+            exact = [limit for limit in same if limit.scope == parent and limit.timezone == whole.timezone]
+            stands_in = whole.scope != parent and exact != []
             handed_out = [limit for limit in same if limit.parent == parent]
             if whole.overcommit or stands_in or not handed_out:
                 continue
             if any(part.scope.endswith("*") for part in handed_out) or sum(p.amount for p in handed_out) > whole.amount:
                 return False
     return True
-
-
-def _kind(limit: Limit) -> tuple[str, str, str]:
-    return limit.unit, limit.window, limit.timezone
 
 
 @settings(max_examples=EXAMPLES, deadline=None)

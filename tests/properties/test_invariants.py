@@ -324,4 +324,4 @@ class Carrying(Naive):
 
 
 TestCarrying = pytest.mark.memory(Carrying.TestCase)
-TestCarrying.settings = budgeted(examples=150, steps=50)
+TestCarrying.settings = budgeted(examples=300, steps=50)
