@@ -16,6 +16,7 @@
 -- ARGV[2] seq: the ledger sequence at which it was measured
 -- ARGV[3] counter
 -- ARGV[4] change: what is added to spent, signed
+-- ARGV[5] keep_until_ms: when the counter may be deleted if it is not there, 0 for never
 -- Returns {code, now_ms, epoch, spent}
 --   code repaired
 --   code stale: measured in another epoch, or before the last repair of this counter; nothing changed
@@ -34,5 +35,8 @@ if meta[1] ~= ARGV[1] or tonumber(ARGV[2]) <= last then
   return { 'stale', now, meta[1], redis.call('HGET', key.spent, ARGV[3]) or '0' }
 end
 redis.call('HINCRBY', key.spent, ARGV[3], ARGV[4])
+if ARGV[5] ~= '0' then
+  redis.call('ZADD', key.periods, 'NX', ARGV[5], ARGV[3])
+end
 redis.call('HSET', key.grants, ARGV[3] .. '|repaired', meta[2] or '0')
 return { 'repaired', now, meta[1], redis.call('HGET', key.spent, ARGV[3]) }

@@ -47,6 +47,7 @@ end
 
 local lines, at = parse_lines(ARGV, 6, tonumber(ARGV[5]))
 load_rows(book, lines)
+begin_anew(book, lines)
 evict_all(book, lines)
 -- What the sweep and the eviction changed is written and counted before anything is decided.
 close_book(book)

@@ -16,7 +16,8 @@
 -- ARGV[2] version that the caller looked at, likewise
 -- ARGV[3] n_put, then per limit: field json
 -- then n_drop, then per limit: field
---   json: an object without since_ms; the script puts in the server time from which the limit counts
+--   json: an object without since_ms; the script puts in the server time from which the limit counts, and of one with rollover
+--   carries_since_ms, from when on it carries over without a break
 -- Returns {code, now_ms, epoch, version}
 --   code ok
 --   code stale_limits: another version is in force; nothing changed
@@ -36,9 +37,14 @@ end
 local n_put = tonumber(ARGV[3])
 for n = 1, n_put do
   local field, json = ARGV[2 * n + 2], ARGV[2 * n + 3]
-  local since = string.match(redis.call('HGET', key.limits, field) or '', '"since_ms": ?(%d+)')
+  local before = redis.call('HGET', key.limits, field) or ''
+  local since = string.match(before, '"since_ms": ?(%d+)')
   -- From the next millisecond on: a reservation of this one may have been made without the limit.
   since = since or digits(now + 1)
+  if string.find(json, '"rollover"', 1, true) then
+    local carries = string.match(before, '"carries_since_ms": ?(%d+)') or digits(now + 1)
+    json = '{"carries_since_ms":' .. carries .. ',' .. string.sub(json, 2)
+  end
   redis.call('HSET', key.limits, field, '{"since_ms":' .. since .. ',' .. string.sub(json, 2))
 end
 local at = 4 + 2 * n_put

@@ -48,13 +48,18 @@ class Counters:
         self._by_name: dict[str, Counter] = {}
         self._keep_until: dict[str, int] = {}
         self._rolling: set[str] = set()
-        #: Counters with thresholds whose spent sum has changed since somebody looked, by the line that changed them first.
-        self._watched: dict[str, Line] = {}
+        #: Counters with thresholds or rollover that have changed since somebody looked: by which line first, and by how much.
+        self._watched: dict[str, tuple[Line, int]] = {}
 
-    def take_watched(self) -> list[tuple[Line, int]]:
-        """Return the lines with thresholds whose counters have changed, and what is spent on them."""
+    def take_watched(self) -> list[tuple[Line, int, int]]:
+        """Return the lines that somebody watches whose counters have changed, what is spent on them, and the change."""
         watched, self._watched = self._watched, {}
-        return [(line, self._by_name[name].spent) for name, line in watched.items() if name in self._by_name]
+        return [(line, self.amounts(name)[0], booked) for name, (line, booked) in watched.items() if name in self._by_name]
+
+    def is_idle(self, line: Line, now: int) -> bool:
+        """Tell whether nobody has used an idle window for so long that it begins anew."""
+        spent, held = self.amounts(line.counter)
+        return bool(line.idle_ms and spent and not held and self._keep_until.get(line.counter, now) < now)
 
     def amounts(self, name: str) -> tuple[int, int]:
         """Return (spent, held) of a counter as it was last written."""
@@ -111,6 +116,9 @@ class Counters:
 
     def book(self, line: Line, amount: int, *, freed: int, made_ms: int, now: int) -> None:
         """Add to what a line has spent, in the period or bucket of `made_ms`, and free what was held for it."""
+        if line.idle_ms:
+            # A correction may come after the counter was forgotten: it leaves no less than nothing.
+            amount = max(amount, -self.amounts(line.counter)[0])
         if amount == 0 and freed == 0:
             return
         counter = self._counter(line)
@@ -185,7 +193,7 @@ class Counters:
         for bucket in [bucket for bucket in counter.buckets if bucket < first]:
             gone = counter.buckets.pop(bucket)
             counter.spent -= gone
-            self._wrote(counter, line, gone, now)
+            self._wrote(counter, line, -gone, now)
         counter.oldest = max(counter.oldest or first, first)
 
     def _wrote(self, counter: Counter, line: Line, change: int, now: int) -> None:
@@ -193,8 +201,9 @@ class Counters:
         if change and (line.rolling_ms or not counter.written):
             self._keep(line, now)
             counter.written = True
-        if change and line.thresholds:
-            self._watched.setdefault(line.counter, line)
+        if change and (line.thresholds or line.carry_cap):
+            first, booked = self._watched.get(line.counter, (line, 0))
+            self._watched[line.counter] = first, booked + change
 
     def _grant(self, line: Line) -> Counter:
         counter = self._counter(line)

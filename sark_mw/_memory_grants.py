@@ -35,6 +35,8 @@ class Carry:
     before: Slot | None = None
     #: What is carried into the period before, where that is only looked at and not written.
     unwritten: int = 0
+    #: What was spent in periods between the two, by bookings that came without a reserve in them.
+    gap: int = 0
 
 
 class Grants:
@@ -100,29 +102,48 @@ class Grants:
         return override.amount if override and in_force else None, top_up.amount if top_up else 0
 
     def _carry_over(self, line: Line, now: int, *, write: bool) -> int:
-        base = base_of(line.counter)
-        carry = self._carries.get(base)
+        carry = self._carries.get(base_of(line.counter))
         carried = self._carried.get(line.counter, 0)
         if carry and line.ordinal < carry.current.ordinal:
             return carried  # the clock went back
-        turned = carry is None or line.ordinal > carry.current.ordinal
-        unwritten = self._carried_into(carry) if turned and carry and carry.before else 0
-        if turned and carry and carry.before and write:
-            self._finish(carry)
-            unwritten = 0
-        before = carry.before if carry and not turned else carry.current if carry else None
-        current = Slot(ordinal=line.ordinal, counter=line.counter, amount=line.amount)
-        looked = Carry(current=current, cap=line.carry_cap, before=before, unwritten=unwritten)
+        if carry is None or line.ordinal > carry.current.ordinal:
+            looked = self._turned(carry, line, write=write)
+        else:
+            current = Slot(ordinal=line.ordinal, counter=line.counter, amount=line.amount)
+            looked = replace(carry, current=current, cap=line.carry_cap)
         if looked.before:
             carried = self._carried_into(looked)
-        if not write:
-            return carried
-        if turned:
-            self.due.setdefault(line.counter, line.ends_ms + self._retention_ms)
-        self._carries[base] = looked
-        if looked.before and looked.before.rest is not None:
-            self._finish(looked)
+        if write:
+            self._put(line, looked)
+            if looked.before and looked.before.rest is not None:
+                self._finish(looked)
         return carried
+
+    def _turned(self, carry: Carry | None, line: Line, *, write: bool) -> Carry:
+        """Turn a record to a line's period: the one that it named becomes the one before."""
+        if carry and carry.current.ordinal < line.carry_from:
+            carry = None  # of a time before anything was carried over
+        unwritten = 0
+        if carry and carry.before:
+            unwritten = self._carried_into(carry)
+            if write:
+                self._finish(carry)
+                unwritten = 0
+        current = Slot(ordinal=line.ordinal, counter=line.counter, amount=line.amount)
+        before = carry.current if carry else None
+        return Carry(current=current, cap=line.carry_cap, before=before, unwritten=unwritten)
+
+    def _put(self, line: Line, carry: Carry) -> None:
+        self._carries[base_of(line.counter)] = carry
+        self.due.setdefault(line.counter, line.ends_ms + self._retention_ms)
+
+    def note_booking(self, line: Line, booked: int) -> None:
+        """Hear of a booking, perhaps in a period in which nobody reserved."""
+        carry = self._carries.get(base_of(line.counter))
+        if carry is None or line.ordinal > carry.current.ordinal:
+            self._put(line, self._turned(carry, line, write=True))
+        elif carry.before and carry.before.ordinal < line.ordinal < carry.current.ordinal:
+            carry.gap += booked
 
     def _rest(self, slot: Slot, unwritten: int = 0) -> int:
         if slot.rest is not None:
@@ -136,7 +157,9 @@ class Grants:
         assert carry.before is not None
         carried = min(carry.cap, self._rest(carry.before, carry.unwritten))
         between = carry.current.ordinal - carry.before.ordinal - 1
-        return min(carry.cap, carried + between * carry.current.amount) if between > 0 else carried
+        if between <= 0:
+            return carried
+        return min(carry.cap, max(carried + between * carry.current.amount - carry.gap, 0))
 
     def _finish(self, carry: Carry) -> None:
         """Write down for good what was carried into the current period of a record."""
@@ -165,7 +188,10 @@ class Grants:
     def fire(self, line: Line, spent: int, now: int) -> None:
         """Tell of every threshold that a booking has carried a counter past, once in its period."""
         override, topped = self._granted(line.counter, now)
-        amount = (line.amount if override is None else override) + topped + self._carried.get(line.counter, 0)
+        carry = self._carries.get(base_of(line.counter)) if line.carry_cap else None
+        pending = carry is not None and carry.before is not None and carry.current.counter == line.counter
+        carried = self._carried_into(carry) if carry and pending else self._carried.get(line.counter, 0)
+        amount = (line.amount if override is None else override) + topped + carried
         fired, reached = self._fired.get(line.counter, 0), _reached(line.thresholds, spent, amount * 10)
         falls_to = _reached(line.thresholds, spent, amount * 9) if line.rolling_ms else fired
         for percent in line.thresholds:
@@ -197,10 +223,10 @@ def _carry(words: list[str]) -> Carry:
             amount=int(slot[1:]),
             rest=int(slot[1:]) if slot.startswith("r") else None,
         )
-        for ordinal, counter, slot in (words[:3], words[4:])
+        for ordinal, counter, slot in (words[:3], words[4:7])
         if ordinal != "-"
     ]
-    return Carry(current=slots[0], cap=int(words[3]), before=slots[1] if len(slots) > 1 else None)
+    return Carry(current=slots[0], cap=int(words[3]), before=slots[1] if len(slots) > 1 else None, gap=int(words[7]))
 
 
 def event_json(detail: Mapping[str, object]) -> str:

@@ -59,6 +59,7 @@ class Shard:
         self.sweep(now)
         if (request.epoch, request.version) != (self.epoch, self.version):
             return ReserveReply(reservation_id=request.reservation_id, outcome=Outcome.STALE_LIMITS, at_ms=now)
+        self._begin_anew(request.lines, now)
         self._look(request.lines, now)
         lines = self._grants.in_effect(request.lines, now, write=True)
         reply = self._known(request, now) or self._same_key(request, now) or self._decide(request, lines, now)
@@ -88,6 +89,7 @@ class Shard:
         """Read counters, without holds whose lease ended."""
         self._rotate(now)
         self.sweep(now)
+        self._begin_anew(lines, now)
         self._look(lines, now)
         return self._balances(self._grants.in_effect(lines, now, write=False), now)
 
@@ -126,9 +128,7 @@ class Shard:
         self._rotate(now)
         swept = self.sweep(now)
         for counter in self._counters.due(now, self._grants.due):
-            self._grants.drop(counter)
-            self._counters.drop(counter)
-            del self._ledger_sums[counter]
+            self._forget(counter)
         return swept
 
     def adjust(self, grant: Grant) -> None:
@@ -164,7 +164,13 @@ class Shard:
             return False
         for limit in put:
             known = self._limits.get((root, limit.limit_id))
-            self._limits[root, limit.limit_id] = replace(limit, root=root, since_ms=known.since_ms if known else now + 1)
+            carries = (known.carries_since_ms if known else 0) or now + 1
+            self._limits[root, limit.limit_id] = replace(
+                limit,
+                root=root,
+                since_ms=known.since_ms if known else now + 1,
+                carries_since_ms=carries if limit.rollover else 0,
+            )
         for limit_id in drop:
             self._limits.pop((root, limit_id), None)
         self.version += 1
@@ -430,8 +436,22 @@ class Shard:
         self._fire(now)
 
     def _fire(self, now: int) -> None:
-        for line, spent in self._counters.take_watched():
-            self._grants.fire(line, spent, now)
+        for line, spent, booked in self._counters.take_watched():
+            if line.carry_cap:
+                self._grants.note_booking(line, booked)
+            if line.thresholds:
+                self._grants.fire(line, spent, now)
+
+    def _begin_anew(self, lines: Sequence[Line], now: int) -> None:
+        """Forget idle windows that nobody used for so long, before the clean-up comes to them."""
+        for line in lines:
+            if self._counters.is_idle(line, now):
+                self._forget(line.counter)
+
+    def _forget(self, counter: str) -> None:
+        self._grants.drop(counter)
+        self._counters.drop(counter)
+        del self._ledger_sums[counter]
 
     def _note(self, lines: Sequence[Line], booked: Mapping[str, int]) -> None:
         for line in lines:

@@ -124,9 +124,9 @@ class MemoryStore:
         for grant in grants:
             self._living(grant.root).adjust(grant)
 
-    async def repair(self, root: str, epoch: str, seq: int, counter: str, change: int) -> Outcome:
+    async def repair(self, root: str, epoch: str, seq: int, line: Line, change: int) -> Outcome:
         """Add `change` to what a counter has spent, if nobody has since it was measured."""
-        return self._living(root).repair(epoch, seq, counter, change)
+        return self._living(root).repair(epoch, seq, line.counter, change)
 
     async def holds(self, root: str, most: int = 100) -> list[LiveHold]:
         """List the live reservations of a root, those whose lease ends first at the head."""

@@ -68,6 +68,8 @@ class Limit:
     rollover: Decimal = Decimal(0)
     #: Server time from which it counts, set by the store when the limit is made; 0 before that.
     since_ms: int = 0
+    #: Server time from which on it has carried over without a break, set by the store likewise.
+    carries_since_ms: int = 0
     amount_units: int = field(init=False, default=0)
     rollover_units: int = field(init=False, default=0)
 

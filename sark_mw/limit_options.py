@@ -16,6 +16,7 @@ class LimitOptions(TypedDict, total=False):
     overcommit: bool
     thresholds: tuple[int, ...]
     rollover: Decimal
+    carries_since_ms: int
 
 
 def options_of_limit(limit: Limit) -> dict[str, object]:
@@ -29,6 +30,8 @@ def options_of_limit(limit: Limit) -> dict[str, object]:
         options["thresholds"] = list(limit.thresholds)
     if limit.rollover:
         options["rollover"] = str(limit.rollover)
+    if limit.carries_since_ms:
+        options["carries_since_ms"] = limit.carries_since_ms
     return options
 
 
@@ -46,6 +49,8 @@ def limit_options(written: Mapping[str, object]) -> LimitOptions:
         options["thresholds"] = _percents(written["thresholds"])
     if "rollover" in written:
         options["rollover"] = Decimal(str(written["rollover"]))
+    if "carries_since_ms" in written:
+        options["carries_since_ms"] = int(str(written["carries_since_ms"]))
     return options
 
 

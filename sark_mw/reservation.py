@@ -71,7 +71,7 @@ class Line:
     by the server's clock when it is reserved (`ends_ms` 0: never ends). `rolling_ms` > 0 makes it a rolling window, `idle_ms` > 0
     one that begins anew after so long without any change. `soft` lines neither refuse nor report; `displaced` are those in whose
     place another limit on the same scope decides. `thresholds` are percents of the effective amount. `carry_cap` > 0 carries up
-    to so much of the period before, `ordinal` numbers the periods.
+    to so much of the period before, `ordinal` numbers the periods, and nothing is carried from one before `carry_from`.
     """
 
     counter: str
@@ -87,14 +87,15 @@ class Line:
     thresholds: tuple[int, ...] = ()
     carry_cap: int = 0
     ordinal: int = 0
+    carry_from: int = 0
     limit: Limit | None = None
     scope: str = ""
 
     @property
     def options(self) -> str:
-        """Say in one word what a booking must know of this line: `-`, or `k<idle_ms>`, `c`, `t<percent>,…:<amount>`."""
+        """Say in one word what a booking must know of this line: `-`, or words joined by `;`."""
         words = [f"k{self.idle_ms}"] if self.idle_ms else []
-        words += ["c"] if self.carry_cap else []
+        words += [f"c{self.carry_cap},{self.ordinal},{self.carry_from}:{self.amount}"] if self.carry_cap else []
         if self.thresholds:
             words.append(f"t{','.join(map(str, self.thresholds))}:{self.amount}")
         return ";".join(words) or "-"
@@ -319,6 +320,7 @@ def _line(limit: Limit, scope: str, at_ms: int) -> Line:
         thresholds=limit.thresholds,
         carry_cap=limit.rollover_units,
         ordinal=period.ordinal,
+        carry_from=limit.period(limit.carries_since_ms).ordinal if limit.carries_since_ms else 0,
         limit=limit,
         scope=scope,
     )

@@ -59,8 +59,8 @@ local function change_spent(book, line, amount)
   row.add_spent = row.add_spent + amount
   if amount ~= 0 then
     row.spent_changed, book.spent_changed = true, true
-    -- Of lines that were made before and after the limit was changed, the first that has thresholds says which.
-    row.watched = row.watched or line.thresholds and line
+    -- Of lines that were made before and after the limit was changed, the first says which thresholds.
+    row.watched = row.watched or (line.thresholds or line.carries) and line
   end
 end
 
@@ -104,6 +104,11 @@ end
 
 -- Book an amount on a line, in the bucket of `made` if it rolls; what left the window already is not counted.
 local function spend(book, line, made, amount)
+  if line.idle > 0 then
+    -- A correction may come after the counter was forgotten: it leaves no less than nothing.
+    local row = book.rows[line.counter]
+    amount = math.max(amount, -(row.spent + row.add_spent))
+  end
   if amount == 0 then
     return
   end
@@ -177,6 +182,23 @@ local function write_rows(book, hash, what, drop_zero)
   end
 end
 
+-- An idle window that nobody used for so long begins anew, before the sweep comes to it.
+local function begin_anew(book, lines)
+  local key = book.key
+  for _, line in ipairs(lines) do
+    local row = line.idle > 0 and book.rows[line.counter]
+    if row and row.held == 0 and row.spent ~= 0 then
+      local ended = tonumber(redis.call('ZSCORE', key.periods, line.counter) or '')
+      if ended and ended < book.now then
+        drop_grants(key, line.counter, book.now, book.shard, book.epoch)
+        redis.call('HDEL', key.spent, line.counter)
+        redis.call('ZREM', key.periods, line.counter)
+        row.spent, row.spent_text, row.is_new = 0, '0', true
+      end
+    end
+  end
+end
+
 -- Whether what is kept of a counter has changed in a way that moves the time until which it is kept.
 local function is_kept_anew(row, line)
   return row.spent_changed and (row.is_new or line.rolling > 0)
@@ -197,6 +219,7 @@ local function close_book(book)
         row.is_new = false
       end
       if row.watched then
+        row.booked = row.add_spent
         watched[#watched + 1] = row
       end
     end
@@ -209,7 +232,12 @@ local function close_book(book)
   end
   book.spent_changed, book.held_changed = false, false
   for _, row in ipairs(watched) do
-    fire_thresholds(book, row, book.shard, book.epoch)
+    if row.watched.carries then
+      note_booking(book, row.watched, row.booked)
+    end
+    if row.watched.thresholds then
+      fire_thresholds(book, row, book.shard, book.epoch)
+    end
     row.watched = false
   end
 end

@@ -1,7 +1,8 @@
 -- What a limit allows beside its definition: top-ups, overrides, what was carried over. Fields of the grants hash:
 --   <counter> "<top_up> <count>", <base>|override "<amount> <until_ms> <count>", <counter>|carried "<amount>",
---   <base>|carry "<ordinal> <counter> <slot> <cap> <before_ordinal> <before_counter> <before_slot>" ("-" for none)
+--   <base>|carry "<ordinal> <counter> <slot> <cap> <before_ordinal> <before_counter> <before_slot> <gap>" ("-" for none)
 -- A slot is "a<amount>", the amount of a period that may still change, or "r<rest>", what it left for good.
+-- The gap is what was spent in periods between the two, by bookings that came without a reserve in them.
 local KEEP_CARRY_MS = 400 * 86400000
 
 -- Name a counter's limit and scope over all periods: its name without the period.
@@ -36,14 +37,14 @@ local function rest_of(key, counter, slot, unwritten)
 end
 
 local function parse_carry(text)
-  local ordinal, counter, slot, cap, b_ordinal, b_counter, b_slot =
-    string.match(text or '', '^(%-?%d+) (%S+) (%S+) (%d+) (%S+) (%S+) (%S+)$')
+  local ordinal, counter, slot, cap, b_ordinal, b_counter, b_slot, gap =
+    string.match(text or '', '^(%-?%d+) (%S+) (%S+) (%d+) (%S+) (%S+) (%S+) (%-?%d+)$')
   if not ordinal then
     return nil
   end
   return {
     ordinal = tonumber(ordinal), counter = counter, slot = slot, cap = tonumber(cap),
-    before_ordinal = tonumber(b_ordinal), before_counter = b_counter, before_slot = b_slot,
+    before_ordinal = tonumber(b_ordinal), before_counter = b_counter, before_slot = b_slot, gap = tonumber(gap),
   }
 end
 
@@ -52,7 +53,8 @@ local function format_carry(c)
   if c.before_ordinal then
     before = { digits(c.before_ordinal), c.before_counter, c.before_slot }
   end
-  return table.concat({ digits(c.ordinal), c.counter, c.slot, digits(c.cap), before[1], before[2], before[3] }, ' ')
+  local gap = digits(c.before_ordinal and c.gap or 0)
+  return table.concat({ digits(c.ordinal), c.counter, c.slot, digits(c.cap), before[1], before[2], before[3], gap }, ' ')
 end
 
 -- What the period before leaves to this one: the whole periods between in which nobody asked add the amount of this one.
@@ -60,7 +62,7 @@ local function carried_into(key, c, amount)
   local carried = math.min(c.cap, rest_of(key, c.before_counter, c.before_slot, c.unwritten))
   local between = c.ordinal - c.before_ordinal - 1
   if between > 0 then
-    carried = math.min(c.cap, carried + between * amount)
+    carried = math.min(c.cap, math.max(carried + between * amount - c.gap, 0))
   end
   return carried
 end
@@ -77,6 +79,10 @@ end
 
 -- Turn a carry record to a line's period: the one that it named becomes the one before.
 local function turn_carry(book, c, line, write)
+  if c and c.ordinal < line.carry_from then
+    -- Of a time before anything was carried over.
+    c = nil
+  end
   local key, unwritten = book.key, 0
   if c and c.before_ordinal then
     unwritten = carried_into(key, c, tonumber(string.sub(c.slot, 2)))
@@ -86,10 +92,30 @@ local function turn_carry(book, c, line, write)
     end
   end
   return {
-    ordinal = line.ordinal, counter = line.counter, slot = 'a' .. digits(line.base_amount), cap = line.carry_cap,
+    ordinal = line.ordinal, counter = line.counter, slot = 'a' .. digits(line.carry_amount or line.base_amount), cap = line.carry_cap,
     before_ordinal = c and c.ordinal, before_counter = c and c.counter, before_slot = c and c.slot,
-    unwritten = unwritten,
+    unwritten = unwritten, gap = 0,
   }
+end
+
+-- Keep a carry record, and see that the sweep looks at its period's counter though nothing is ever spent on it.
+local function keep_carry(book, field, c, line)
+  local key = book.key
+  redis.call('HSET', key.grants, field, format_carry(c))
+  redis.call('ZADD', key.periods, 'NX', digits(line.ends + book.retention), line.counter)
+  redis.call('ZADD', key.periods, digits(line.ends + KEEP_CARRY_MS), field)
+end
+
+-- Something was booked on a line that carries over, perhaps in a period in which nobody reserved.
+local function note_booking(book, line, amount)
+  local field = base_of(line.counter) .. '|carry'
+  local c = parse_carry(redis.call('HGET', book.key.grants, field))
+  if not c or line.ordinal > c.ordinal then
+    keep_carry(book, field, turn_carry(book, c, line, true), line)
+  elseif c.before_ordinal and c.before_ordinal < line.ordinal and line.ordinal < c.ordinal then
+    c.gap = c.gap + amount
+    redis.call('HSET', book.key.grants, field, format_carry(c))
+  end
 end
 
 -- Reckon what is carried into a line's period; `write` takes the turn of periods down.
@@ -105,9 +131,8 @@ local function carry_over(book, line, write)
   if not c or line.ordinal > c.ordinal then
     c = turn_carry(book, c, line, write)
     if write then
-      -- Also what never spends anything is looked at by the sweep, which makes the rest final.
-      redis.call('ZADD', key.periods, 'NX', digits(line.ends + book.retention), line.counter)
-      redis.call('ZADD', key.periods, digits(line.ends + KEEP_CARRY_MS), field)
+      keep_carry(book, field, c, line)
+      text = format_carry(c)
     end
   end
   c.slot, c.cap = 'a' .. digits(line.base_amount), line.carry_cap

@@ -1,15 +1,15 @@
 -- Lines as the wrapper sends them: six arguments each. Returns them and the index of the next argument.
 --   counter unit amount starts_ms ends_ms kind; kind: "e" enforced, "s" shadow or "o" soft, then words for what it has:
---   r<rolling_ms>,<bucket_ms>  k<idle_ms>  c<cap>,<ordinal> carries over  t<percent>,... thresholds
+--   r<rolling_ms>,<bucket_ms>  k<idle_ms>  c<cap>,<ordinal>,<from ordinal> carries over  t<percent>,... thresholds
 local function parse_kind(line, kind)
   for word, value in string.gmatch(kind, ' (%a)(%S+)') do
-    local first, second = string.match(value, '^(%d+),?(%-?%d*)')
+    local first, second, third = string.match(value, '^(%d+),?(%-?%d*),?(%-?%d*)')
     if word == 'r' then
       line.rolling, line.bucket = tonumber(first), tonumber(second)
     elseif word == 'k' then
       line.idle = tonumber(first)
     elseif word == 'c' then
-      line.carry_cap, line.ordinal, line.carries = tonumber(first), tonumber(second), true
+      line.carry_cap, line.ordinal, line.carry_from, line.carries = tonumber(first), tonumber(second), tonumber(third), true
     elseif word == 't' then
       line.thresholds = value
     end
@@ -24,7 +24,7 @@ local function parse_lines(argv, at, count)
     local line = {
       counter = argv[at], unit = argv[at + 1], amount = amount, starts = tonumber(argv[at + 3]),
       ends = tonumber(argv[at + 4]), rolling = 0, bucket = 0, enforce = kind == 'e', soft = false,
-      idle = 0, carries = false, carry_cap = 0, ordinal = 0, thresholds = false, base_amount = amount, row = false,
+      idle = 0, carries = false, carry_cap = 0, ordinal = 0, carry_from = 0, thresholds = false, base_amount = amount, row = false,
     }
     if kind ~= 'e' then
       line.enforce, line.soft = string.byte(kind) == 101, string.byte(kind) == 111

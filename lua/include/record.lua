@@ -17,7 +17,11 @@ local function parse_line_texts(text)
     }
     if options ~= '-' then
       line.idle = tonumber(string.match(options, 'k(%d+)') or '0')
-      line.carries = string.find(options, 'c', 1, true) ~= nil
+      local cap, ordinal, from, carry_amount = string.match(options, 'c(%d+),(%-?%d+),(%-?%d+):(%d+)')
+      if cap then
+        line.carries, line.carry_cap, line.ordinal = true, tonumber(cap), tonumber(ordinal)
+        line.carry_from, line.carry_amount = tonumber(from), tonumber(carry_amount)
+      end
       local percents, amount = string.match(options, 't([%d,]+):(%d+)')
       line.thresholds, line.base_amount = percents or false, tonumber(amount or '0')
     end

@@ -17,7 +17,14 @@ local function fire_thresholds(book, row, shard, epoch)
   local key, line, counter = book.key, row.watched, row.watched.counter
   local found = redis.call('HMGET', key.grants, counter, base_of(counter) .. '|override', counter .. '|carried', counter .. '|fired')
   local override, topped = parse_grants(book.now, found[1], found[2])
-  local amount = (override or line.base_amount) + topped + tonumber(found[3] or '0')
+  local carried = tonumber(found[3] or '0')
+  if line.carries then
+    local c = parse_carry(redis.call('HGET', key.grants, base_of(counter) .. '|carry'))
+    if c and c.counter == counter and c.before_ordinal then
+      carried = carried_into(key, c, tonumber(string.sub(c.slot, 2)))
+    end
+  end
+  local amount = (override or line.base_amount) + topped + carried
   local fired, now_reached = tonumber(found[4] or '0'), reached(line.thresholds, row.spent, amount * 10)
   -- On a window that rolls the mark falls with the sum, once that is well below: else it would tell again and again.
   local falls_to = line.rolling > 0 and reached(line.thresholds, row.spent, amount * 9) or fired

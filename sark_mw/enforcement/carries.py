@@ -17,13 +17,14 @@ _MOST_PERIODS = 6
 Spent = Callable[[Interval], int]
 
 
-def periods_before(limit: Limit, at_ms: int) -> list[Period]:
-    """List the periods before the one of `at_ms`, the latest first, back to when the limit was made."""
+def periods_before(limit: Limit, at_ms: int, changed_ms: int = 0) -> list[Period]:
+    """List the periods before the one of `at_ms`, the latest first, back to when the limit began to carry over or was changed."""
+    since_ms = max(limit.since_ms, limit.carries_since_ms, changed_ms)
     found: list[Period] = []
     period = limit.period(at_ms)
     while len(found) < _MOST_PERIODS:
         before = period_before(limit.window, limit.timezone, period)
-        if before is None or before.ends_ms <= limit.since_ms:
+        if before is None or before.ends_ms <= since_ms:
             break
         found.append(before)
         period = before
@@ -44,10 +45,13 @@ def intervals(limits: Iterable[Limit], at_ms: int) -> Iterator[Interval]:
 
 
 def carry_of(
-    limit: Limit, scope: str, at_ms: int, spent: Spent, topped_up: Mapping[str, int]
+    limit: Limit, scope: str, at_ms: int, spent: Spent, topped_up: Mapping[str, int], changed_ms: int
 ) -> tuple[RestoredCounter, list[tuple[str, str]]] | None:
-    """Rebuild what one scope carries: the counter of the period before, and the fields that say so; None in the first period."""
-    periods = periods_before(limit, at_ms)
+    """Rebuild what one scope carries: the counter of the period before, and the fields that say so; None in the first period.
+
+    Of the time before the limit was changed last (`changed_ms`) nothing is carried: what it allowed then is not known.
+    """
+    periods = periods_before(limit, at_ms, changed_ms)
     if not periods:
         return None
     carried = 0
@@ -59,7 +63,7 @@ def carry_of(
     amount = limit.amount_units
     record = (
         f"{current.ordinal} {limit.counter(scope, current)} a{amount} {limit.rollover_units} "
-        f"{before.ordinal} {line.counter} a{amount}"
+        f"{before.ordinal} {line.counter} a{amount} 0"
     )
     fields = [(f"{limit.base(scope)}|carry", record), (f"{line.counter}|carried", str(carried))]
     return RestoredCounter(line=line, spent=spent(interval_of(limit, before))), fields

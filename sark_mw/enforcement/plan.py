@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from sark_mw.enforcement.carries import carry_of, intervals, periods_before
 from sark_mw.enforcement.grants import grant_of
@@ -29,10 +29,18 @@ class RebuildPlan:
     what is still settled into them is in the ledger. A rolling window gets the sum of its width as if it were spent just now.
     """
 
-    def __init__(self, limits: Sequence[Limit], at_ms: int, adjustments: Sequence[Adjustment] = ()) -> None:
+    def __init__(
+        self,
+        limits: Sequence[Limit],
+        at_ms: int,
+        adjustments: Sequence[Adjustment] = (),
+        changed_ms: Mapping[tuple[str, str], int] | None = None,
+    ) -> None:
         self._at_ms = at_ms
         self._limits = limits
         self._adjustments = adjustments
+        #: When each limit, by root and id, was changed last.
+        self._changed_ms = changed_ms or {}
         self._exact: dict[tuple[str, str], list[Limit]] = {}
         self._patterns: dict[str, list[Limit]] = {}
         for limit in limits:
@@ -95,7 +103,8 @@ class RebuildPlan:
                 def spent(interval: Interval, key: tuple[str, str] = (root, name), unit: str = limit.unit) -> int:
                     return _amount(sums.get(interval, {}).get(key), unit)
 
-                found = carry_of(limit, scope, self._at_ms, spent, topped_up)
+                changed_ms = self._changed_ms.get((root, limit.limit_id), 0)
+                found = carry_of(limit, scope, self._at_ms, spent, topped_up, changed_ms)
                 if found is not None:
                     yield found
 

@@ -149,7 +149,7 @@ class Reconciler:
         if not each.settled or not each.drift:
             return _told(each)
         line = each.balance.line
-        outcome = await self._store.repair(root, each.epoch, each.seq, line.counter, -each.drift)
+        outcome = await self._store.repair(root, each.epoch, each.seq, line, -each.drift)
         if outcome is Outcome.REPAIRED:
             await self._limits.record(_repaired(root, each, why, self._clock.now_ms()))
         return _told(each, outcome)

@@ -15,13 +15,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from sark_mw.enforcement.plan import RebuildPlan
 from sark_mw.errors import LedgerError, StoreDataLostError, StoreError, StoreUnavailableError
 from sark_mw.ledger.base import Ledger
-from sark_mw.ledger.events import Adjustment
+from sark_mw.ledger.events import Adjustment, EventFilter, EventKind
 from sark_mw.limit import Limit
 from sark_mw.store.base import RestorableStore
 
 _log = logging.getLogger(__name__)
 
 _ATTEMPTS = 5
+#: Changes of limits that are looked through when a root with rollover is rebuilt.
+_MOST_CHANGES = 10_000
 #: Batches moved from what is left of an outbox before its shard is rebuilt; what is there beyond is booked again.
 _MOST_DRAINED = 64
 
@@ -115,12 +117,21 @@ class Recovery:
         # Of a limit that was dropped, or dropped and set again, nothing is left.
         return [each for each in found if (each.counter.partition("|")[0], each.counter.rpartition("|")[2]) in since]
 
+    async def _changed(self, limits: Sequence[Limit]) -> dict[tuple[str, str], int]:
+        """Tell when the limits that carry over were changed last; of changes too long ago to be told, none."""
+        found: dict[tuple[str, str], int] = {}
+        for root in {limit.root for limit in limits if limit.rollover_units}:
+            for each in await self._ledger.events(EventFilter(root=root, kinds=(EventKind.SET,)), _MOST_CHANGES):
+                if '"before"' in each.event.detail_json:
+                    found.setdefault((root, each.event.limit_id), each.event.at_ms)
+        return found
+
     async def _begin(self, shard: int, limits: Sequence[Limit]) -> None:
         for _ in range(_ATTEMPTS):
             position = await self._store.position(shard)
             if position.epoch:
                 return  # somebody else was first
-            plan = RebuildPlan(limits, position.at_ms, await self._adjustments(limits))
+            plan = RebuildPlan(limits, position.at_ms, await self._adjustments(limits), await self._changed(limits))
             epoch = secrets.token_hex(8)
             books = await self._ledger.begin_epoch(shard, epoch, plan.query(self._store.retention_ms))
             in_force = await self._store.restore(

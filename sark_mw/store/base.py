@@ -219,7 +219,7 @@ class ReservationStore(Protocol):
     async def adjust(self, grants: Sequence[Grant]) -> None:
         """Set top-ups and overrides, each only over one that is made of fewer events."""
 
-    async def repair(self, root: str, epoch: str, seq: int, counter: str, change: int) -> Outcome:
+    async def repair(self, root: str, epoch: str, seq: int, line: Line, change: int) -> Outcome:
         """Add `change` to what a counter has spent: REPAIRED, or STALE if it was repaired, or the shard rebuilt, since `seq`."""
 
     async def holds(self, root: str, most: int = 100) -> list[LiveHold]:

@@ -43,7 +43,7 @@ def _kind(line: Line) -> str:
     if line.idle_ms:
         kind += f" k{line.idle_ms}"
     if line.carry_cap:
-        kind += f" c{line.carry_cap},{line.ordinal}"
+        kind += f" c{line.carry_cap},{line.ordinal},{line.carry_from}"
     if line.thresholds:
         kind += f" t{','.join(map(str, line.thresholds))}"
     return kind

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from decimal import Decimal
 
 from sark_mw.limit import Limit
@@ -17,7 +18,7 @@ def limit_field(root: str, limit_id: str) -> str:
 
 
 def limit_to_json(limit: Limit, *, since: bool = False) -> str:
-    """Write a limit; `since_ms` is left to the script unless asked for."""
+    """Write a limit; `since_ms` and `carries_since_ms` are left to the script unless asked for."""
     fields: dict[str, object] = {"since_ms": limit.since_ms} if since else {}
     fields |= {
         "scope": limit.scope,
@@ -28,7 +29,7 @@ def limit_to_json(limit: Limit, *, since: bool = False) -> str:
         "mode": limit.mode,
         "root": limit.root,
     }
-    fields |= options_of_limit(limit)
+    fields |= options_of_limit(limit if since else replace(limit, carries_since_ms=0))
     return json.dumps(fields, separators=(",", ":"))
 
 

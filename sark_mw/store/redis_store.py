@@ -174,8 +174,9 @@ class RedisStore(RedisOutbox):
         for each in range(self.shards) if shard is None else (shard,):
             swept = SWEEP_MAX
             while swept >= SWEEP_MAX:
-                code, _, swept, _ = await self._script("sweep", each, [self.retention_ms, each, SWEEP_MAX])
-                total += swept if code == "ok" else 0
+                code, _, expired, dropped = await self._script("sweep", each, [self.retention_ms, each, SWEEP_MAX])
+                swept = max(expired, dropped)
+                total += expired if code == "ok" else 0
         return total
 
     async def limits(self, root: str) -> LimitTable:
@@ -216,9 +217,10 @@ class RedisStore(RedisOutbox):
                 words = [word for grant in some for word in (grant.field, grant.value, grant.keep_until_ms)]
                 _refuse_lost(await self._script("adjust", shard, [self.retention_ms, len(some), *words], durable=True))
 
-    async def repair(self, root: str, epoch: str, seq: int, counter: str, change: int) -> Outcome:
+    async def repair(self, root: str, epoch: str, seq: int, line: Line, change: int) -> Outcome:
         """Add `change` to what a counter has spent, if nobody has since it was measured: REPAIRED or STALE."""
-        reply = await self._script("repair", self.shard_of(root), [epoch, seq, counter, change], durable=True)
+        keep = line.ends_ms + self.retention_ms if line.ends_ms else 0
+        reply = await self._script("repair", self.shard_of(root), [epoch, seq, line.counter, change, keep], durable=True)
         _refuse_lost(reply)
         return Outcome(reply[0])
 

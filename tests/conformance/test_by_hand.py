@@ -42,7 +42,7 @@ async def test_a_repair_is_applied_once_for_each_time_it_was_measured(books: Boo
     await books.reserve("a", "user:al", usd=300)
     await books.settle("a", usd=300)
     seen = await books.snapshot("user:al")
-    counter = seen.balances[0].line.counter
+    counter = seen.balances[0].line
     assert await books.store.repair(ROOT, seen.epoch, seen.seq, counter, -40) is Outcome.REPAIRED
     assert await books.store.repair(ROOT, seen.epoch, seen.seq, counter, -40) is Outcome.STALE
     assert await books.store.repair(ROOT, "another", seen.seq + 5, counter, -40) is Outcome.STALE

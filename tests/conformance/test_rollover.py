@@ -6,7 +6,7 @@ from dataclasses import replace
 from decimal import Decimal
 
 from sark_mw.limit import Limit
-from sark_mw.reservation import Outcome
+from sark_mw.reservation import Outcome, Settle
 from sark_mw.store.base import Grant
 from tests.conformance.books import ROOT, Books, budget
 
@@ -167,3 +167,56 @@ async def test_a_clock_that_goes_back_and_on_carries_nothing_twice(moving_books:
     await spend(books, "c", 90)
     books.clock.step(DAY_MS)
     assert await books.allowed("user:al") == 100
+
+
+async def test_periods_without_rollover_are_not_carried_when_it_is_switched_on_again(moving_books: Books) -> None:
+    books = moving_books
+    await books.limit(*daily("1000"))
+    await spend(books, "a", 10)
+    await books.clock.advance(DAY_MS)
+    await books.limit(*daily("0"))
+    for day in range(3):
+        await spend(books, f"full{day}", 100)
+        await books.clock.advance(DAY_MS)
+    await books.limit(*daily("1000"))
+    assert await books.allowed("user:al") == 100
+    await spend(books, "b", 40)
+    await books.clock.advance(DAY_MS)
+    assert await books.allowed("user:al") == 160
+
+
+async def test_changing_the_cap_or_the_amount_breaks_no_rollover(moving_books: Books) -> None:
+    books = moving_books
+    await books.limit(*daily("1000"))
+    await spend(books, "a", 10)
+    await books.clock.advance(DAY_MS)
+    await books.limit(*daily("50", nanos=200))
+    assert await books.allowed("user:al") == 250
+
+
+async def test_what_is_booked_in_a_period_in_which_nobody_reserved_is_not_carried(moving_books: Books) -> None:
+    books = moving_books
+    await books.limit(*daily("1000"))
+    await spend(books, "a", 100)
+    await books.clock.advance(DAY_MS)
+    # As a journal books what passed while the store was away: by its lines and time, without a reserve.
+    lines = await books.lines("user:al")
+    await books.store.settle(
+        Settle(reservation_id="blind", root=ROOT, lines=lines, amounts=(("usd", 70),), made_ms=await books.now())
+    )
+    await books.clock.advance(DAY_MS)
+    assert await books.allowed("user:al") == 130
+
+
+async def test_so_is_what_is_booked_into_it_later(moving_books: Books) -> None:
+    books = moving_books
+    await books.limit(*daily("1000"))
+    await spend(books, "a", 100)
+    (line,) = await books.lines("user:al")
+    await books.clock.advance(line.ends_ms + DAY_MS - 1_800_000 - await books.now())
+    lines, made_ms = await books.lines("user:al"), await books.now()
+    await books.clock.advance(2_400_000)
+    await spend(books, "b", 0)
+    assert await books.allowed("user:al") == 200
+    await books.store.settle(Settle(reservation_id="blind", root=ROOT, lines=lines, amounts=(("usd", 70),), made_ms=made_ms))
+    assert await books.allowed("user:al") == 130

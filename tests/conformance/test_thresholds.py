@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from decimal import Decimal
 
 from sark_mw.reservation import Outcome
 from sark_mw.store.base import Grant
@@ -124,3 +125,15 @@ async def test_events_have_no_number_in_the_ledger(books: Books) -> None:
     assert numbers["threshold"] == 0
     snapshot = await books.snapshot("team:ml")
     assert snapshot.seq == 2
+
+
+async def test_what_was_carried_over_counts_before_it_is_final(moving_books: Books) -> None:
+    books = moving_books
+    await books.limit(budget("team:ml", 100, "day", thresholds=(50, 80), rollover=Decimal(500).scaleb(-9)))
+    await spend(books, "a", 0)
+    await books.clock.advance(DAY_MS)
+    await spend(books, "b", 80)
+    assert await percents(books) == []
+    await spend(books, "c", 20)
+    (event,) = await books.events("threshold")
+    assert (event["percent"], event["spent"], event["amount"]) == (50, "100", "200")
