@@ -125,7 +125,7 @@ class Granting(Driver):
             seen = await store.balance(ROOT, [line])
             if seen.balances[0].spent + change < 0:
                 return []
-            return [await store.repair(ROOT, seen.epoch, seen.seq - ago, line.counter, change)]
+            return [await store.repair(ROOT, seen.epoch, seen.seq - ago, line, change)]
 
         answer: list[Outcome] = self.change(act)
         if answer == [Outcome.REPAIRED]:

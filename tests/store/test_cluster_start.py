@@ -13,6 +13,7 @@ async def test_a_gateway_starts_on_a_cluster_every_time(valkey_cluster: ValkeyCl
     url = valkey_cluster.url.replace("redis://", "redis+cluster://")
     settings = Settings(
         store={"url": url, "journal": tmp_path / "journal.jsonl", "deadline_ms": 5000, "shards": 16},
+        ledger={"url": f"sqlite:///{tmp_path / 'ledger.db'}"},
         observe={"audit_log": False},
     )
     for turn in range(5):
