@@ -17,7 +17,8 @@ _PARTS: dict[str, Callable[[PolicyContext], str]] = {
 
 
 class RateLimitPlugin(PolicyPlugin):
-    """Allow `max_requests` in any `window_seconds` (or `window_minutes`) for each `key`; a refused request is not counted.
+    """Allow `max_requests` in any `window_seconds` (or `window_minutes`) for each `key`; a refused request is not counted, and
+    one that is tried with several models (`[instead]`) counts once.
 
     `key` is `principal`, `resource`, `capability`, `everyone`, or several joined by `+`. Counts in `store`, or in the one that
     the gateway binds, so all processes share the count; without either each process counts alone (`metadata["shared"]` says so).
@@ -66,6 +67,8 @@ class RateLimitPlugin(PolicyPlugin):
             self._window.store = services.store
 
     async def evaluate(self, context: PolicyContext) -> PolicyDecision:
+        if context.environment.get("attempt"):
+            return PolicyDecision(True, "counted with the first attempt")
         # Lengths keep "a" + "b|c" and "a|b" + "c" apart.
         values = [part(context) for part in self._parts]
         key = values[0] if len(values) == 1 else "|".join(f"{len(value)}:{value}" for value in values)

@@ -129,7 +129,7 @@ class Enforcer:
         return estimate
 
     async def _ask_policies(self, invocation: Invocation, estimate: Estimate) -> Refusal | None:
-        if not self._policies.active:
+        if invocation.allowed or not self._policies.active:
             return None
         environment = {
             **invocation.environment,
@@ -138,6 +138,7 @@ class Enforcer:
             "scopes": invocation.scopes,
             "root": invocation.root,
             "estimated_nanos": estimate.ceiling_nanos,
+            "attempt": invocation.attempt,
         }
         for request in invocation.calls or (invocation.request,):
             context = PolicyContext(

@@ -10,6 +10,7 @@ SarkError
 ├── PolicyEvaluationError     a policy could not be evaluated
 ├── StoreError
 │   ├── StoreUnavailableError the store did not answer in time, or the breaker is open
+│   │   └── LimitsChangedError others changed the limits at the same time: nothing was changed
 │   └── StoreDataLostError    the store answered, but its data is gone and could not be rebuilt yet
 └── LedgerError
     └── LedgerUnavailableError the ledger database did not answer
@@ -82,6 +83,10 @@ class StoreError(SarkError):
 
 class StoreUnavailableError(StoreError):
     """The store did not answer within its deadline, refused the connection, or its breaker is open."""
+
+
+class LimitsChangedError(StoreUnavailableError):
+    """Others changed the limits at the same time, again and again: nothing was changed, repeat the call."""
 
 
 class StoreDataLostError(StoreError):

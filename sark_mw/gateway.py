@@ -27,6 +27,8 @@ _HOP_BY_HOP = frozenset(
         b"trailer", b"transfer-encoding", b"upgrade",
     }
 )  # fmt: skip
+#: What callers say to us: of runs, end users and tags the upstream hears nothing.
+_OURS = b"x-sark-"
 #: Faults before the request was out whole: it cost nothing. After any other one the provider may have done its work.
 _UNREACHED = (
     httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.WriteError, httpx.WriteTimeout, httpx.ProxyError,
@@ -126,6 +128,8 @@ class ReverseProxy:
         # Who pays here is nobody's business there, and an upstream must not take it for its own proxy's word.
         own = (principal.header, principal.scopes_header, principal.root_header)
         self._withheld = _HOP_BY_HOP | {b"host", *(name.lower().encode("latin-1") for name in own)}
+        if not serve.forward_idempotency_key:
+            self._withheld |= {b"idempotency-key"}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -149,7 +153,7 @@ class ReverseProxy:
         """Make the upstream's request: `address` is the request line's target, to the byte."""
         named = {value.strip().lower() for name, values in headers if name == b"connection" for value in values.split(b",")}
         withheld = self._withheld | named if named else self._withheld
-        kept = [(b"host", target.host), *(pair for pair in headers if pair[0] not in withheld)]
+        kept = [(b"host", target.host), *(pair for pair in headers if pair[0] not in withheld and not pair[0].startswith(_OURS))]
         # `target` keeps httpx from respelling the path; it does not go with a forward proxy, so the environment names none.
         return httpx.Request(method, target.origin, headers=kept, content=content, extensions={"target": address})  # type: ignore[arg-type]
 

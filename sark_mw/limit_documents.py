@@ -13,10 +13,11 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from sark_mw.enforcement.changes import by_root
 from sark_mw.enforcement.limits import Changes, LimitRegistry
 from sark_mw.errors import ConfigurationError, LimitFieldError, MoneyError
 from sark_mw.limit import DEFAULT_ROOT, Limit
-from sark_mw.limit_options import options_of_limit
+from sark_mw.limit_options import written_options
 from sark_mw.settings_sections import LimitSettings
 
 Form = Literal["toml", "json"]
@@ -28,13 +29,29 @@ _JUDGED = (
 _SOUND: dict[str, object] = {"scope": "any:one", "amount": Decimal(0)}
 
 
+class NamedTwiceError(ValueError):
+    """A JSON object has a name twice: which of the two is meant, nobody knows."""
+
+
+def object_of(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Make an object of JSON's pairs, as `object_pairs_hook`; raises `NamedTwiceError`."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names: set[str] = set()
+        twice = next(name for name, _ in pairs if name in names or names.add(name))  # type: ignore[func-returns-value]
+        raise NamedTwiceError(f"{twice[:100]!r} is named twice in one object")
+    return found
+
+
 def read_limits(text: str, form: Form, *, root: str | None = None) -> tuple[Limit, ...]:
     """Read a document; limits that name no root get `root`. Raises `LimitFieldError`, or `ConfigurationError` for no document."""
     try:
         if form == "toml":
             document: object = tomllib.loads(text, parse_float=Decimal)
         else:
-            document = json.loads(text, parse_float=Decimal)
+            document = json.loads(text, parse_float=Decimal, object_pairs_hook=object_of)
+    except NamedTwiceError as error:
+        raise ConfigurationError(f"this JSON may mean two things: {error}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"this is no {form.upper()}: {error}") from error
     if not isinstance(document, dict) or "limits" not in document or not isinstance(document["limits"], list):
@@ -66,7 +83,7 @@ def limit_of_fields(written: object, where: str, *, root: str | None = None) -> 
         section = written if isinstance(written, LimitSettings) else LimitSettings.model_validate(written)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        field = ".".join([where, *(str(part) for part in first["loc"])])
+        field = ".".join([*([where] if where else []), *(str(part) for part in first["loc"])])
         unknown = first["type"] == "extra_forbidden"
         message = "there is no such field" if unknown else first["msg"].removeprefix("Value error, ")
         raise LimitFieldError(message, field) from error
@@ -106,10 +123,8 @@ async def apply_limits(
     All roots are checked before the first is changed. `root` is one that is named even without any limit. Returns what was done,
     with `dry_run` what would be.
     """
-    roots = dict.fromkeys([*([root] if root is not None else []), *(limit.root for limit in wanted)])
-    planned = [
-        (each, await registry.plan(each, [limit for limit in wanted if limit.root == each], prune=prune)) for each in roots
-    ]
+    named = {**({root: []} if root is not None else {}), **by_root(wanted)}
+    planned = [(each, await registry.plan(each, own, prune=prune)) for each, own in named.items()]
     for each, changes in planned if not dry_run else ():
         if changes.put or changes.drop:
             ids = [limit.limit_id for limit in changes.drop]
@@ -139,7 +154,7 @@ def fields_of(limit: Limit) -> dict[str, object]:
         "window": limit.window,
         "timezone": limit.timezone,
         "mode": str(limit.mode),
-        **options_of_limit(limit),
+        **written_options(limit),
     }
     if limit.rollover:
         fields["rollover"] = f"{limit.rollover:f}"

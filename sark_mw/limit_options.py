@@ -35,6 +35,11 @@ def options_of_limit(limit: Limit) -> dict[str, object]:
     return options
 
 
+def written_options(limit: Limit) -> dict[str, object]:
+    """Write the options that somebody gave it, without what the store has put in."""
+    return {name: value for name, value in options_of_limit(limit).items() if name != "carries_since_ms"}
+
+
 def limit_options(written: Mapping[str, object]) -> LimitOptions:
     """Read what `options_of_limit` wrote; what it does not know, from a newer version, is left out.
 

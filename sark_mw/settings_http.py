@@ -25,8 +25,9 @@ class HttpSettings(Section):
     A request may say in headers what it belongs to, beside what its principal touches: `x-sark-run` (the id of a run, shared by
     all its calls) with `x-sark-run-budget` (dollars that the run may spend; each call states it, and after a day without any the
     run begins anew), `x-sark-end-user` (else OpenAI's `safety_identifier` or `user`, Anthropic's `metadata.user_id`), and
-    `x-sark-tags` (comma-separated). A run is the scope `run:<principal>/<id>`; `end_user:…`, `tag:…` and `resource:…` (an MCP
-    server's path, or what the route is called) are touched where a limit is about them. None of it lets a request spend more.
+    `x-sark-tags` (comma-separated, at most 8 of 64 characters). A run is the scope `run:<principal>/<id>`; `end_user:…`, `tag:…`
+    and `resource:…` (an MCP server's path, or what the route is called) are touched where a limit is about them. None of it lets
+    a request spend more.
     """
 
     max_body_bytes: int = Field(
@@ -59,13 +60,14 @@ class HttpSettings(Section):
         "nor paid again, but answered with the first one's response where this process still has it, else with 409; with another "
         "body it is refused with 422. The official clients send no key of their own accord: give one per request "
         "(`extra_headers`), and their retries repeat it. Their `x-stainless-retry-count` alone names no first request, so it "
-        "changes nothing.",
+        "changes nothing. A key does nothing for callers under `principal.anonymous`, who cannot be told apart, nor for requests "
+        "that pass while the store is out of reach (`store.on_store_failure` is allow or leased).",
     )
     idempotency_keep_bytes: int = Field(
         64 * 1024 * 1024,
         ge=0,
-        description="Most that one process keeps of responses to requests with a key, in memory only; 0: none. One longer than a "
-        "mebibyte is not kept.",
+        description="Most memory that one process keeps responses to requests with a key in; 0: none. One longer than a mebibyte "
+        "is not kept. Where it is full, principals with more than a sixteenth of it lose their oldest responses first.",
     )
     idempotency_keep_s: float = Field(600, gt=0, description="How long it keeps them.")
 
@@ -99,7 +101,10 @@ class PrincipalSettings(Section):
     )
     keys: tuple[KeySettings, ...] = Field((), description="Known API keys.")
     require_known_key: bool = Field(False, description="Refuse (401) keys that are not listed.")
-    anonymous: str | None = Field(None, description="Principal of requests that name none; without it they are refused (401).")
+    anonymous: str | None = Field(
+        None,
+        description="Principal of requests that name none; without it they are refused (401). Their idempotency keys do nothing.",
+    )
     default_scopes: tuple[str, ...] = Field((), description="Scopes that every request touches: `org:acme`.")
     members: dict[str, tuple[str, ...]] = Field(
         default_factory=dict,

@@ -12,7 +12,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, StrictInt, model_validator
 
 from sark_mw.limit import DEFAULT_ROOT, Limit
 
@@ -89,7 +89,10 @@ class ReservationSettings(_Section):
 
 
 class LimitSettings(_Section):
-    """A limit that is set at start."""
+    """A limit that is set at start, where it is new here or says something else than when it was set last.
+
+    What administrators did since with a limit that stands here unchanged stays done, deletions too. See docs/admin.md.
+    """
 
     scope: str = Field(
         description="What is limited, `kind:name`: `org:acme`, `team:ml`, `user:alice`, `key:…`, `model:gpt-4o`, "
@@ -118,7 +121,7 @@ class LimitSettings(_Section):
         "and window may not sum up to more than the parent's amount.",
     )
     overcommit: bool = Field(False, description="Its parts may sum up to more than its amount; it still holds.")
-    thresholds: tuple[int, ...] = Field(
+    thresholds: tuple[StrictInt, ...] = Field(
         (),
         description="Percents of the amount at which its period tells once: ledger event, log, metric, webhook; "
         "50, 80 and 95 for `soft` if none are named.",
@@ -287,4 +290,7 @@ class ServeSettings(_Section):
         10, gt=0, description="Longest that connecting to an upstream, or waiting for a free connection, may take."
     )
     read_timeout_s: float = Field(600, gt=0, description="Longest silence of an upstream.")
+    forward_idempotency_key: bool = Field(
+        True, description="Send a caller's `Idempotency-Key` on; providers that know it make a request once, too."
+    )
     max_upstream_connections: int = Field(1000, ge=1, description="Connections of one process to all upstreams together.")

@@ -21,6 +21,7 @@ from sark_mw.admin.openapi import openapi_document
 from sark_mw.admin.operations import OPERATIONS, Asked, Operation
 from sark_mw.admin.problem import ProblemError, answer_problem, invalid, problem_of
 from sark_mw.errors import SarkError
+from sark_mw.limit_documents import NamedTwiceError, object_of
 from sark_mw.sark import Sark
 
 _Message = MutableMapping[str, Any]
@@ -65,9 +66,13 @@ def _endpoint(sark: Sark, methods: dict[str, Operation]) -> Callable[[Request], 
     async def endpoint(request: Request) -> Response:
         operation = methods["GET" if request.method == "HEAD" else request.method]
         answer = await operation.run(sark, await _asked(request, operation))
-        return JSONResponse(answer.model_dump(mode="json"), headers=_HEADERS)
+        return await asyncio.to_thread(_written, answer)
 
     return endpoint
+
+
+def _written(answer: BaseModel) -> Response:
+    return JSONResponse(answer.model_dump(mode="json"), headers=_HEADERS)
 
 
 async def _asked(request: Request, operation: Operation) -> Asked:
@@ -108,10 +113,17 @@ async def _body(request: Request, model: type[BaseModel]) -> BaseModel:
             text = await _read(request)
     except (TimeoutError, ClientDisconnect) as error:
         raise ProblemError(408, "The body did not arrive in time.") from error
+    # What may be thousands of limits, in a thread: requests wait for the loop.
+    return await asyncio.to_thread(_parsed, text, model)
+
+
+def _parsed(text: bytes, model: type[BaseModel]) -> BaseModel:
     try:
-        value = json.loads(text, parse_float=Decimal, parse_constant=_no_number)
+        value = json.loads(text, parse_float=Decimal, parse_constant=_no_number, object_pairs_hook=object_of)
         # A lone surrogate is JSON, but no text that a database takes.
         json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
+    except NamedTwiceError as error:
+        raise ProblemError(400, f"The body may mean two things: {error}.") from error
     except (ValueError, RecursionError) as error:
         raise ProblemError(400, "The body is no JSON.") from error
     try:

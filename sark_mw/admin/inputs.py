@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StrictInt, model_validator
 
 from sark_mw.errors import ConfigurationError
 from sark_mw.limit import DEFAULT_ROOT, clean_scope
@@ -86,7 +86,7 @@ class OverrideBody(_Which):
 
     amount: Decimal | None = Field(ge=0, max_digits=40, description="Null ends the override in force.")
     until: AwareDatetime | None = Field(None, description="Until when; at most 366 days ahead.")
-    for_s: int | None = Field(None, ge=1, le=366 * 86_400, description="Or for how many seconds from now.")
+    for_s: StrictInt | None = Field(None, ge=1, le=366 * 86_400, description="Or for how many seconds from now.")
 
     @model_validator(mode="after")
     def _has_an_end(self) -> Self:

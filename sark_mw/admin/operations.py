@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -17,7 +18,7 @@ from sark_mw.enforcement.limits import Changes
 from sark_mw.enforcement.status import LimitStatus
 from sark_mw.ledger.entries import parse_entry
 from sark_mw.ledger.events import EventFilter, EventKind, LimitEvent
-from sark_mw.limit import Unit
+from sark_mw.limit import Limit, Unit
 from sark_mw.limit_answers import (
     ChangesAnswer,
     EventAnswer,
@@ -32,8 +33,6 @@ from sark_mw.reservation import Resolution, Settle
 from sark_mw.sark import Sark
 from sark_mw.store.base import LiveHold, RemembersRefusals
 
-#: Scopes whose limits are read at one instant.
-_AT_ONCE = 100
 #: As many live holds as the store looks through.
 _MOST_HOLDS = 1000
 
@@ -71,8 +70,11 @@ class Operation:
 async def list_limits(sark: Sark, asked: Asked) -> LimitsAnswer:
     """List what is enforced."""
     assert isinstance(asked.query, inputs.RootQuery)
-    limits = await sark.limits.list(asked.query.root)
-    return LimitsAnswer(root=asked.query.root, limits=tuple(LimitAnswer.of(limit) for limit in limits))
+    return await asyncio.to_thread(_listed, asked.query.root, await sark.limits.list(asked.query.root))
+
+
+def _listed(root: str, limits: Iterable[Limit]) -> LimitsAnswer:
+    return LimitsAnswer(root=root, limits=tuple(LimitAnswer.of(limit) for limit in limits))
 
 
 async def put_limits(sark: Sark, asked: Asked) -> ChangesAnswer:
@@ -93,14 +95,15 @@ async def _apply(
 ) -> ChangesAnswer:
     changes = await apply_limits(
         sark.limits,
-        limits_of(body.limits, root=root),
+        # Thousands of limits, in a thread: requests wait for the loop.
+        await asyncio.to_thread(limits_of, body.limits, root=root),
         root=root,
         prune=prune,
         dry_run=dry_run,
         actor=asked.actor,
         reason=body.reason,
     )
-    return ChangesAnswer.of(changes, dry_run=dry_run)
+    return await asyncio.to_thread(ChangesAnswer.of, changes, dry_run=dry_run)
 
 
 async def delete_limit(sark: Sark, asked: Asked) -> ChangesAnswer:
@@ -120,14 +123,12 @@ async def read_status(sark: Sark, asked: Asked) -> StatusesAnswer:
     """Read what is allowed, spent, held and left."""
     assert isinstance(asked.query, inputs.StatusQuery)
     root, scopes = asked.query.root, asked.query.scope
-    if scopes:
-        found: Iterable[LimitStatus] = await sark.limits.status(root, scopes)
-    else:
-        named = list(dict.fromkeys(each.scope for each in await sark.limits.list(root) if not each.is_pattern))
-        parts = [await sark.limits.status(root, named[n : n + _AT_ONCE]) for n in range(0, len(named), _AT_ONCE)]
-        # A parent is touched by each part of it.
-        found = {each.counter: each for part in parts for each in part}.values()
-    return StatusesAnswer(root=root, limits=tuple(StatusAnswer.of(each) for each in found))
+    found = await sark.limits.status(root, scopes) if scopes else await sark.limits.status_of_all(root)
+    return await asyncio.to_thread(_standing, root, found)
+
+
+def _standing(root: str, statuses: Sequence[LimitStatus]) -> StatusesAnswer:
+    return StatusesAnswer(root=root, limits=tuple(StatusAnswer.of(each) for each in statuses))
 
 
 async def list_holds(sark: Sark, asked: Asked) -> HoldsAnswer:

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from pydantic import BaseModel, Field, ValidationError
 from starlette.responses import Response
 
-from sark_mw.errors import ConfigurationError, LedgerError, LimitFieldError, MoneyError, SarkError, StoreError
+from sark_mw.errors import ConfigurationError, LedgerError, LimitFieldError, LimitsChangedError, MoneyError, SarkError, StoreError
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -49,6 +49,8 @@ def problem_of(error: SarkError) -> ProblemError:
         return ProblemError(422, error.complaint, error.field)
     if isinstance(error, (ConfigurationError, MoneyError)):
         return ProblemError(422, str(error), "amount" if isinstance(error, MoneyError) else None)
+    if isinstance(error, LimitsChangedError):
+        return ProblemError(409, str(error))
     if isinstance(error, StoreError):
         return ProblemError(503, f"The store does not answer: {error}", headers={"retry-after": "1"})
     assert isinstance(error, LedgerError), error

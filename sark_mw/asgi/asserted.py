@@ -10,14 +10,16 @@ from hashlib import blake2b
 from sark_mw.asgi.principal import Principal
 from sark_mw.asgi.routes import Route
 from sark_mw.asgi.types import RawHeaders, single
-from sark_mw.enforcement.members import MAX_NAME_CHARS, MAX_SCOPES
 from sark_mw.errors import InvalidRequestError, MoneyError
 from sark_mw.limit import DEFAULT_ROOT, Limit, run_limit
 from sark_mw.wire.base import Call
 from sark_mw.wire.body import clean_path, mapping
 
 RUN, RUN_BUDGET, END_USER, TAGS = (b"x-sark-run", b"x-sark-run-budget", b"x-sark-end-user", b"x-sark-tags")
+_OURS = b"x-sark-"
 MAX_ID_CHARS = 128
+MAX_TAGS = 8
+MAX_TAG_CHARS = 64
 _BUDGET = re.compile(r"[0-9]{1,10}(\.[0-9]{1,9})?")
 
 
@@ -32,14 +34,13 @@ class Asserted:
 
 def asserted_by(principal: Principal, route: Route, call: Call, headers: RawHeaders) -> Asserted:
     """Read it off headers and body; raises `InvalidRequestError`."""
+    headers = [pair for pair in headers if pair[0].startswith(_OURS)]
     run = _run(principal, single(headers, RUN))
     budget = single(headers, RUN_BUDGET)
     if budget is not None and run is None:
         raise InvalidRequestError("A budget of a run needs its id: send x-sark-run.", param="x-sark-run")
     end_user = _end_user(call, single(headers, END_USER))
-    tags = [f"tag:{_named(tag.strip(), 'x-sark-tags')}" for tag in (single(headers, TAGS) or "").split(",") if tag.strip()]
-    if len(tags) > MAX_SCOPES:
-        raise InvalidRequestError(f"A request may have at most {MAX_SCOPES} tags.", param="x-sark-tags")
+    tags = _tags(single(headers, TAGS))
     resource = clean_path(call.path) if call.wire == "mcp" else route.capability or route.fallback_capability
     return Asserted(
         scopes=() if run is None else (run,),
@@ -59,9 +60,18 @@ def _run(principal: Principal, run_id: str | None) -> str | None:
     return f"run:{principal.principal_id}/{run_id}"
 
 
-def _named(name: str, param: str) -> str:
-    if not 0 < len(name) <= MAX_ID_CHARS or not name.isprintable():
-        raise InvalidRequestError(f"{param} must be 1 to {MAX_ID_CHARS} printable characters.", param=param)
+def _tags(listed: str | None) -> tuple[str, ...]:
+    if not listed:
+        return ()
+    tags = [tag.strip() for tag in listed.split(",") if tag.strip()]
+    if len(tags) > MAX_TAGS:
+        raise InvalidRequestError(f"A request may have at most {MAX_TAGS} tags.", param="x-sark-tags")
+    return tuple(f"tag:{_named(tag, 'x-sark-tags', MAX_TAG_CHARS)}" for tag in tags)
+
+
+def _named(name: str, param: str, most: int = MAX_ID_CHARS) -> str:
+    if not 0 < len(name) <= most or not name.isprintable():
+        raise InvalidRequestError(f"{param} must be 1 to {most} printable characters.", param=param)
     return name
 
 
@@ -91,7 +101,7 @@ def _end_user(call: Call, named: str | None) -> tuple[str, ...]:
         found = mapping(body.get("metadata")).get("user_id") if call.wire == "anthropic" else None
     if not isinstance(found, str) or not found:
         return ()
-    if len(found) > MAX_NAME_CHARS or not found.isprintable():
+    if len(found) > MAX_ID_CHARS or not found.isprintable():
         # What the provider takes is not refused here, and must not escape its limit either.
         found = f"~{blake2b(found.encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()}"
     return (f"end_user:{found}",)

@@ -1,8 +1,9 @@
 """What happens instead of a refusal for lack of budget: a cheaper model, or less output.
 
 The order is that of `InsteadSettings`: the cheaper models with the output that was asked for, the model that was asked for with
-less, the cheaper models with less. Everything that is tried is priced, put to the policies and held as if it had been asked for,
-so what is admitted in the end is what is sent, held and booked. A refusal for anything but lack of budget stands.
+less, the cheaper models with less. Everything that is tried is priced and held as if it had been asked for, so what is admitted
+in the end is what is sent, held and booked. The policies are asked once about each model. A refusal for anything but lack of
+budget stands; a cheaper model that a policy denies is not used.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def _matches(pattern: str, model: str) -> bool:
 class _Search:
     """One request on its way to something that the budget admits."""
 
-    __slots__ = ("_asked", "_instead", "_invoke", "_rule", "_scope", "_wire")
+    __slots__ = ("_asked", "_instead", "_invoke", "_rule", "_scope", "_tried", "_wire")
 
     def __init__(self, instead: Instead, wire: Wire, call: Call, scope: Scope, invoke: Callable[[Call], Invocation]) -> None:
         self._instead = instead
@@ -91,6 +92,7 @@ class _Search:
         self._scope = scope
         self._invoke = invoke
         self._rule = instead.rule(call.model)
+        self._tried = 0
 
     async def run(self) -> Attempt:
         first = await self._try(self._asked)
@@ -114,7 +116,7 @@ class _Search:
         found, refused = await self._try_cheaper()
         if found is not None:
             return found
-        first = await self._try(self._asked)
+        first = await self._try(self._asked, allowed=True)
         if isinstance(first.answer, Refusal) and first.answer.kind is RefusalKind.BUDGET:
             return await self._with_less_output(first, refused)
         return first
@@ -153,7 +155,7 @@ class _Search:
             smaller = self._wire.rewrite(call, max_output_tokens=affordable)
             if smaller is None:
                 return None
-            attempt = replace(await self._try(smaller), max_output_tokens=affordable)
+            attempt = replace(await self._try(smaller, allowed=True), max_output_tokens=affordable)
             if isinstance(attempt.answer, Admission):
                 return self._chosen(attempt)
             if _is_final(attempt):
@@ -186,8 +188,12 @@ class _Search:
             tell("clamped")
         return attempt
 
-    async def _try(self, call: Call) -> Attempt:
+    async def _try(self, call: Call, *, allowed: bool = False) -> Attempt:
+        """Ask for a call; `allowed`: the policies have allowed this model for this request."""
         invocation = self._invoke(call)
+        if self._tried:
+            invocation = replace(invocation, attempt=self._tried, allowed=allowed)
+        self._tried += 1
         answer = await self._instead.sark.enforcer.admit(invocation)
         return Attempt(asked=self._asked, call=call, invocation=invocation, answer=answer)
 

@@ -1,9 +1,15 @@
-"""What a caller may know of itself: its limits and what is left of them, as JSON. Never metered, never passed to the app."""
+"""What a caller may know of itself: its limits and what is left of them, as JSON. Never metered, never passed to the app.
+
+As nothing else bounds it, each process answers a principal so many times a second and no more, and reads the limits of a root
+from the store once a second at most.
+"""
 
 from __future__ import annotations
 
 import json
 import secrets
+import time
+from collections.abc import Callable
 
 from sark_mw.asgi.answer import send_response
 from sark_mw.asgi.payer import payer_of, start_late, unavailable
@@ -15,8 +21,13 @@ from sark_mw.limit import Unit
 from sark_mw.money import from_nanos
 from sark_mw.sark import Sark
 from sark_mw.wire import WIRES
-from sark_mw.wire.base import Refusal, Response
+from sark_mw.wire.base import Refusal, RefusalKind, Response
 from sark_mw.wire.refusal import instant, kind_of
+
+MAX_PER_SECOND = 10
+#: How old the limits may be; what is spent and held of them is read each time.
+_LIMITS_S = 1.0
+_MAX_CALLERS = 10_000
 
 
 class Me:
@@ -26,6 +37,7 @@ class Me:
         self._path = path
         self._sark = sark
         self._resolver = resolver
+        self._asked = Asked(MAX_PER_SECOND)
 
     def takes(self, scope: Scope) -> bool:
         """Tell whether a request is for this page, by its path with and without the mount's."""
@@ -54,8 +66,29 @@ class Me:
         if isinstance(payer, Refusal):
             return payer
         root = payer.root or self._sark.settings.principal.root
-        statuses = await self._sark.limits.status(root, payer.scopes)
+        if not self._asked.once_more(root, payer.principal_id):
+            message = f"This is answered {MAX_PER_SECOND} times a second."
+            return Refusal(kind=RefusalKind.RATE_LIMIT, message=message, request_id=request_id, retry_after_s=1)
+        statuses = await self._sark.limits.status(root, payer.scopes, within_s=_LIMITS_S)
         return _about(payer, root, statuses)
+
+
+class Asked:
+    """How often each principal has asked in the present second."""
+
+    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most = most
+        self._clock = clock
+        self._second = 0
+        self._times: dict[tuple[str, str], int] = {}
+
+    def once_more(self, root: str, principal_id: str) -> bool:
+        """Count one question; False if that is one too many."""
+        second = int(self._clock())
+        if second != self._second or len(self._times) >= _MAX_CALLERS:
+            self._second, self._times = second, {}
+        times = self._times[root, principal_id] = self._times.get((root, principal_id), 0) + 1
+        return times <= self._most
 
 
 def _about(payer: Principal, root: str, statuses: tuple[LimitStatus, ...]) -> dict[str, object]:

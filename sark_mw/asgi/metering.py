@@ -103,7 +103,7 @@ class MeteredRequest:
             if call.wire == "mcp" and not call.tools:
                 return None
             self._said = asserted_by(payer, self._route, call, self._scope["headers"])
-            if front.sark.settings.http.idempotency == "on":
+            if front.sark.settings.http.idempotency == "on" and not payer.anonymous:
                 self._idempotency = idempotency_of(payer, self._scope, body)
             attempt = await front.instead.admit(self._route.wire, call, self._scope, self._invoke)
         except InvalidRequestError as error:
@@ -213,7 +213,7 @@ class MeteredRequest:
     def _prepare(self, attempt: Attempt, admission: Admission) -> Exchange:
         scope, call = self._scope, attempt.call
         rewritten = self._route.wire.request_body(call)
-        recording = self._front.kept.recording(self._idempotency, scope["headers"])
+        recording = self._front.kept.recording(self._idempotency, self._owner(), scope["headers"])
         scope["headers"] = forwarded_headers(scope["headers"], rewritten, identity=call.strip_accept_encoding)
         if call.path != scope["path"] and (target := target_of(scope, call.path)):
             scope["path"], raw_path = target
@@ -230,6 +230,10 @@ class MeteredRequest:
             notes=attempt.notes,
             ask=self._asker(admission, attempt.invocation),
         )
+
+    def _owner(self) -> str:
+        principal = self._principal
+        return f"{principal.root} {principal.principal_id}" if principal else ""
 
     # --- after it ----------------------------------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ _MOUNTED = "sark_mw.mounted"
 _TWICE = "SarkMiddleware is mounted twice in one chain: every request would be charged twice"
 _PASSED = RequestFinished(outcome=RequestOutcome.PASSED, wire="", operation="")
 _UNMETERED = RequestFinished(outcome=RequestOutcome.INVALID, wire="", operation="", status=404, reason="not_metered")
+_BETRAYED = RequestFinished(outcome=RequestOutcome.INVALID, wire="", operation="", status=401, reason="admin_token")
 _DRAIN_S = 10.0
 
 
@@ -80,15 +81,18 @@ class SarkMiddleware:
         if scope["type"] != "http":
             return await self._not_http(scope, receive, send)
         self._mark(scope)
-        if self._me.takes(scope):
-            self._tell(_PASSED)
-            return await self._me.answer(scope, send)
-        if self._administration.takes(scope):
+        about_caller = self._me.takes(scope)
+        if not about_caller and self._administration.takes(scope):
             self._tell(_PASSED)
             return await self._administration.answer(scope, receive, send)
+        if self._administration.is_betrayed_by(scope):
+            return await self._refuse(scope, send, _BETRAYED, "The token of the admin API opens nothing else.", 401)
+        if about_caller:
+            self._tell(_PASSED)
+            return await self._me.answer(scope, send)
         route = self._router.match(scope["method"], scope["path"], scope.get("root_path") or "")
         if route is None and self._metered_only:
-            return await self._refuse_unmetered(scope, send)
+            return await self._refuse(scope, send, _UNMETERED, "Nothing is served here under this method and path.", 404)
         if route is None or route is Passes.FREE:
             self._tell(_PASSED)
             return await self.app(scope, receive, send)
@@ -102,16 +106,15 @@ class SarkMiddleware:
         self._mark(scope)
         if scope["type"] == "lifespan":
             await Lifespan(self.app, self._start, self._stop).run(scope, receive, send)
-        elif scope["type"] == "websocket" and self._metered_only:
+        elif scope["type"] == "websocket" and (self._metered_only or self._administration.is_betrayed_by(scope)):
             await receive()
-            await send({"type": "websocket.close", "code": 1008, "reason": "only metered requests pass here"})
+            await send({"type": "websocket.close", "code": 1008, "reason": "this does not pass here"})
         else:
             await self.app(scope, receive, send)
 
-    async def _refuse_unmetered(self, scope: Scope, send: Send) -> None:
-        self._tell(_UNMETERED)
-        message = "Nothing is served here under this method and path."
-        refusal = Refusal(kind=RefusalKind.INVALID, message=message, status_override=404)
+    async def _refuse(self, scope: Scope, send: Send, told: RequestFinished, message: str, status: int) -> None:
+        self._tell(told)
+        refusal = Refusal(kind=RefusalKind.INVALID, message=message, status_override=status)
         await send_response(scope, send, WIRES["plain"].refuse(refusal), close=True)
 
     async def _start(self) -> None:

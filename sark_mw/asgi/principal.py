@@ -41,11 +41,15 @@ _KEY_FIELDS = ("key", "access_token")
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who pays, which further scopes its requests touch, and the root whose limits apply (None: the configured one)."""
+    """Who pays, which further scopes its requests touch, and the root whose limits apply (None: the configured one).
+
+    `anonymous`: it stands for all who do not say who they are, so one of them must not be answered with what another was.
+    """
 
     principal_id: str
     scopes: tuple[str, ...] = ()
     root: str | None = None
+    anonymous: bool = False
 
 
 class Unnamed:
@@ -114,7 +118,7 @@ class PrincipalResolver:
             if found is not None:
                 return found
         if self._settings.anonymous is not None:
-            return Principal(self._settings.anonymous)
+            return Principal(self._settings.anonymous, anonymous=True)
         return Unnamed("The request does not say who pays for it: send an API key or a bearer token.")
 
     async def _asked(self, scope: Scope) -> Principal | None:
@@ -189,7 +193,7 @@ class PrincipalResolver:
         root = principal.root or self._settings.root
         if len(root) > MAX_NAME_CHARS or clean_scope(root) != root:
             raise InvalidRequestError("The root must be a name without spaces or control characters.")
-        return Principal(name, scopes, root)
+        return Principal(name, scopes, root, principal.anonymous)
 
 
 def with_kind(name: str) -> str:

@@ -9,7 +9,17 @@ from typing import Annotated
 
 import typer
 
-from sark_mw.commands.limit_options import Actor, DryRun, Reason, load, on_registry, os_user, print_json, say_changes
+from sark_mw.commands.limit_options import (
+    Actor,
+    DryRun,
+    Reason,
+    changed_limits,
+    load,
+    on_registry,
+    os_user,
+    print_json,
+    say_changes,
+)
 from sark_mw.commands.options import Config, Json
 from sark_mw.enforcement.limits import Changes, LimitRegistry
 from sark_mw.errors import ConfigurationError
@@ -48,7 +58,7 @@ def import_limits(
             reason=reason,
         )
 
-    changes = asyncio.run(on_registry(load(config), write, migrate=True))
+    changes = asyncio.run(changed_limits(load(config), write, dry_run=dry_run))
     if as_json:
         print_json(ChangesAnswer.of(changes, dry_run=dry_run))
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from datetime import datetime
+from decimal import Decimal
 from typing import Annotated
 
 import typer
@@ -18,7 +19,7 @@ from sark_mw.limit import DEFAULT_ROOT
 from sark_mw.limit_answers import StatusAnswer, instant
 from sark_mw.window import zone
 
-_UNIT_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_UNIT_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 OneScope = Annotated[str, typer.Argument(help="One scope that a limit matches: user:alice, also where the limit is on user:*.")]
 WhichId = Annotated[str | None, typer.Option("--limit-id", help="Which limit, where several match.")]
@@ -29,7 +30,9 @@ EventId = Annotated[str | None, typer.Option(help="An id of your own: the same o
 
 def top_up(
     scope: OneScope,
-    amount: Annotated[str, typer.Argument(help="What to add; a negative one (after --) takes away.")],
+    amount: Annotated[str | None, typer.Argument(help="What to add.")] = None,
+    *,
+    take: Annotated[str | None, typer.Option(help="What to take away instead.")] = None,
     config: Config = None,
     root: Root = DEFAULT_ROOT,
     limit_id: WhichId = None,
@@ -40,8 +43,8 @@ def top_up(
     reason: Reason = "",
     as_json: Json = False,
 ) -> None:
-    """Add to what a limit allows in its present period; for good where it has none (a prepaid balance)."""
-    value, settings = amount_of(amount), load(config)
+    """Add to what a limit allows in its present period, or take from it; for good where it has none (a prepaid balance)."""
+    value, settings = _change_of(amount, take), load(config)
 
     async def write() -> LimitStatus:
         async with opened(settings) as parts:
@@ -85,18 +88,18 @@ def override(
         raise ConfigurationError("write: override SCOPE AMOUNT with --until or --for, or override SCOPE --end")
     value = None if amount is None else amount_of(amount)
     until_ms = _until_ms(until, timezone) if until is not None else 0
-    for_ms = _for_ms(lasting) if lasting is not None else 0
+    for_s = _for_s(lasting) if lasting is not None else None
     settings = load(config)
 
     async def write() -> LimitStatus:
         async with opened(settings) as parts:
             if settings.ledger.migrate:
                 await parts.ledger.migrate()
-            await parts.limits.list(root)  # it brings the server's time
             return await parts.limits.override(
                 scope,
                 value,
-                until_ms or (parts.tables.clock.now_ms() + for_ms if for_ms else 0),
+                until_ms,
+                for_s=for_s,
                 limit_id=limit_id,
                 unit=unit,
                 window=window,
@@ -109,6 +112,17 @@ def override(
     _say(asyncio.run(write()), as_json=as_json)
 
 
+def _change_of(amount: str | None, take: str | None) -> Decimal:
+    if (amount is None) == (take is None):
+        raise ConfigurationError("write: top-up SCOPE AMOUNT, or top-up SCOPE --take AMOUNT")
+    if take is None:
+        return amount_of(amount or "")
+    value = amount_of(take)
+    if value <= 0:
+        raise ConfigurationError(f"--take names what is taken away, more than 0: {take!r}")
+    return value.copy_negate()
+
+
 def _until_ms(text: str, timezone: str) -> int:
     try:
         at = datetime.fromisoformat(text)
@@ -119,11 +133,11 @@ def _until_ms(text: str, timezone: str) -> int:
     return round(at.timestamp() * 1000)
 
 
-def _for_ms(text: str) -> int:
+def _for_s(text: str) -> int:
     found = re.fullmatch("([0-9]{1,6})([smhd])", text)
     if not found or not int(found[1]):
         raise ConfigurationError(f"--for is written 90s, 30m, 2h or 7d: {text!r}")
-    return int(found[1]) * _UNIT_MS[found[2]]
+    return int(found[1]) * _UNIT_S[found[2]]
 
 
 def _say(status: LimitStatus, *, as_json: bool) -> None:

@@ -7,19 +7,21 @@ import json
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import fields
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
 from pydantic import BaseModel
 
+from sark_mw.assembly import make_ledger
 from sark_mw.commands.options import say, warn
 from sark_mw.commands.parts import opened, store_is_shared
 from sark_mw.enforcement.limits import Changes, LimitRegistry
 from sark_mw.errors import ConfigurationError
 from sark_mw.limit import DEFAULT_ROOT, Limit
-from sark_mw.settings import Settings
+from sark_mw.money import to_decimal
+from sark_mw.settings import LedgerSettings, Settings, StoreSettings
 
 Found = TypeVar("Found")
 
@@ -60,12 +62,36 @@ async def on_registry(settings: Settings, work: Callable[[LimitRegistry], Awaita
         return await work(parts.limits)
 
 
+async def changed_limits(
+    settings: Settings, work: Callable[[LimitRegistry], Awaitable[list[Changes]]], *, dry_run: bool
+) -> list[Changes]:
+    """Open the registry for what changes limits; a dry run makes no schema, and without one looks at no limits at all."""
+    if not dry_run:
+        return await on_registry(settings, work, migrate=True)
+    if await _has_schema(settings.ledger):
+        return await on_registry(settings, work)
+    nothing = {"store": StoreSettings(), "ledger": LedgerSettings()}
+    return await on_registry(settings.model_copy(update=nothing), work, migrate=True)
+
+
+def _is_no_file(url: str) -> bool:
+    scheme, _, path = url.partition(":///")
+    return scheme == "sqlite" and not Path(path).exists()
+
+
+async def _has_schema(settings: LedgerSettings) -> bool:
+    if _is_no_file(settings.url.get_secret_value()):
+        return False  # to look into it would make it
+    ledger = make_ledger(settings)
+    try:
+        return (await ledger.schema_version())[0] > 0
+    finally:
+        await ledger.aclose()
+
+
 def amount_of(text: str) -> Decimal:
     """Read an amount of the command line."""
-    try:
-        return Decimal(text)
-    except InvalidOperation:
-        raise ConfigurationError(f"not an amount: {text!r}") from None
+    return to_decimal(text)
 
 
 def print_json(answer: BaseModel | Sequence[BaseModel]) -> None:
@@ -105,7 +131,7 @@ def _named(limit: Limit) -> str:
 def _differences(old: Limit, new: Limit) -> Iterator[str]:
     for each in fields(Limit):
         before, after = getattr(old, each.name), getattr(new, each.name)
-        if before != after and each.init and each.name != "since_ms":
+        if before != after and each.init and each.name not in ("since_ms", "carries_since_ms"):
             yield f"{each.name} {_shown(before)} -> {_shown(after)}"
 
 

@@ -16,6 +16,7 @@ from sark_mw.commands.limit_options import (
     Reason,
     Root,
     amount_of,
+    changed_limits,
     load,
     on_registry,
     os_user,
@@ -101,7 +102,7 @@ def set_limit(
     async def write(registry: LimitRegistry) -> list[Changes]:
         return await apply_limits(registry, [limit], dry_run=dry_run, actor=actor or os_user(), reason=reason)
 
-    changes = asyncio.run(on_registry(load(config), write, migrate=True))
+    changes = asyncio.run(changed_limits(load(config), write, dry_run=dry_run))
     if as_json:
         print_json(ChangesAnswer.of(changes, dry_run=dry_run))
     elif dry_run:

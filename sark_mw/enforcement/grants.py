@@ -6,17 +6,19 @@ overtaken or sent by several processes at once.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
 from sark_mw.enforcement.tables import LimitTables, ServerClock
-from sark_mw.errors import ConfigurationError, LedgerUnavailableError, StoreError, StoreUnavailableError
+from sark_mw.errors import LedgerUnavailableError, LimitFieldError, StoreError, StoreUnavailableError
 from sark_mw.ledger.base import Ledger
+from sark_mw.ledger.event_rows import event_name
 from sark_mw.ledger.events import Adjustment, EventFilter, EventKind, LimitEvent
 from sark_mw.limit import DEFAULT_ROOT, Limit, Unit, in_units
 from sark_mw.limit_index import LimitIndex
-from sark_mw.money import MAX_LIMIT_NANOS
+from sark_mw.money import MAX_LIMIT_NANOS, to_decimal
 from sark_mw.reservation import lines_for, new_reservation_id
 from sark_mw.store.base import Grant, ReservationStore
 from sark_mw.window import canonical
@@ -51,6 +53,15 @@ class Why:
     event_id: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """How much, in the unit's integer, and until when; `for_s` where it was asked for so long."""
+
+    amount: int | None = None
+    until_ms: int | None = None
+    for_s: int | None = None
+
+
 class Grants:
     """Top up and override. Raises `ConfigurationError`, `MoneyError`, or what ledger and store raise; then repeat the call."""
 
@@ -65,50 +76,60 @@ class Grants:
         """Add to (negative: take from) what a limit allows on a scope in its present period, or for good if it has none."""
         limit = await self._find(which)
         if limit.unit == Unit.CONCURRENCY or limit.rolling_ms or limit.idle_ms:
-            raise ConfigurationError(f"{limit.limit_id} has no balance that could be topped up: set or override its amount")
-        units = in_units(limit.unit, abs(amount)) * (-1 if amount < 0 else 1)
+            raise LimitFieldError(f"{limit.limit_id} has no balance that could be topped up: set or override its amount", "scope")
+        value = to_decimal(amount)
+        units = in_units(limit.unit, value.copy_abs()) * (-1 if value.is_signed() else 1)
         if not units:
-            raise ConfigurationError("a top-up of 0 changes nothing")
+            raise LimitFieldError("a top-up of 0 changes nothing", "amount")
         counter = limit.counter(which.scope, limit.period(self._clock.now_ms()))
-        return await self._record(EventKind.TOP_UP, limit, which.scope, counter, units, None, why)
+        return await self._record(EventKind.TOP_UP, limit, which.scope, counter, _Asked(amount=units), why)
 
-    async def override(self, which: Which, amount: Decimal | None, until_ms: int, why: Why) -> LimitEvent:
-        """Put another amount in the place of a limit's on a scope until then; None ends an override."""
+    async def override(
+        self, which: Which, amount: Decimal | None, until_ms: int, why: Why, for_s: int | None = None
+    ) -> LimitEvent:
+        """Put another amount in the place of a limit's on a scope, until then or for so long; None ends an override."""
         limit = await self._find(which)
-        now = self._clock.now_ms()
-        if amount is not None and not now < until_ms <= now + MAX_OVERRIDE_MS:
-            raise ConfigurationError("an override must end in the future, within 366 days")
-        units = None if amount is None else in_units(limit.unit, amount)
-        until = None if amount is None else until_ms
-        return await self._record(EventKind.OVERRIDE, limit, which.scope, limit.base(which.scope), units, until, why)
+        base = limit.base(which.scope)
+        if amount is None:
+            return await self._record(EventKind.OVERRIDE, limit, which.scope, base, _Asked(), why)
+        units, now = in_units(limit.unit, to_decimal(amount)), self._clock.now_ms()
+        if for_s is not None and until_ms:
+            raise LimitFieldError("an override ends at a time or after so long, not both", "for_s")
+        ends_ms = until_ms if for_s is None else now + for_s * 1000
+        if not now < ends_ms <= now + MAX_OVERRIDE_MS and not await self._known(why.event_id):
+            field = "until" if for_s is None else "for_s"
+            raise LimitFieldError("an override must end in the future, within 366 days", field)
+        asked = _Asked(amount=units, until_ms=ends_ms, for_s=for_s)
+        return await self._record(EventKind.OVERRIDE, limit, which.scope, base, asked, why)
 
     async def _find(self, which: Which) -> Limit:
         table = await self._tables.reload(which.root)
         window = canonical(which.window) if which.window else None
         if which.scope.endswith("*"):
-            raise ConfigurationError(f"name one scope that a limit matches, not a pattern: {which.scope!r}")
-        matching = LimitIndex(table.limits).on(which.scope)
-        # Of several that would count the same only one does: an exact one before a pattern.
-        counting = (line.limit for line in lines_for(matching, (which.scope,), self._clock.now_ms()))
+            raise LimitFieldError(f"name one scope that a limit matches, not a pattern: {which.scope!r}", "scope")
+        lines = lines_for(LimitIndex(table.limits).on(which.scope), (which.scope,), self._clock.now_ms())
         found = [
-            limit
-            for limit in counting
+            (limit, line.displaced)
+            for line in lines
+            for limit in [line.limit]
             if limit is not None
             and which.limit_id in (None, limit.limit_id)
             and which.unit in (None, limit.unit)
             and window in (None, limit.window)
         ]
-        if len(found) == 1:
-            return found[0]
+        # Of several that would count the same only one decides: an exact one before a pattern.
+        deciding = [limit for limit, displaced in found if not displaced]
+        if len(deciding) == 1:
+            return deciding[0]
         if not found:
-            raise ConfigurationError(f"no limit of root {which.root!r} matches {which.scope!r} in this way")
-        raise ConfigurationError(
-            f"several limits match {which.scope!r}, say which: {', '.join(limit.limit_id for limit in found)}"
+            raise LimitFieldError(f"no limit of root {which.root!r} matches {which.scope!r} in this way", "scope")
+        if not deciding:
+            raise LimitFieldError(f"{found[0][0].limit_id} only counts on {which.scope!r}: another limit decides there", "scope")
+        raise LimitFieldError(
+            f"several limits match {which.scope!r}, say which: {', '.join(limit.limit_id for limit in deciding)}", "scope"
         )
 
-    async def _record(
-        self, kind: EventKind, limit: Limit, scope: str, counter: str, amount: int | None, until_ms: int | None, why: Why
-    ) -> LimitEvent:
+    async def _record(self, kind: EventKind, limit: Limit, scope: str, counter: str, asked: _Asked, why: Why) -> LimitEvent:
         event = LimitEvent(
             event_id=why.event_id or new_reservation_id(),
             kind=kind,
@@ -117,17 +138,19 @@ class Grants:
             scope=scope,
             counter=counter,
             unit=limit.unit,
-            amount=amount,
-            until_ms=until_ms,
+            amount=asked.amount,
+            until_ms=asked.until_ms,
             at_ms=self._clock.now_ms(),
             actor=why.actor,
             reason=why.reason,
+            detail_json="{}" if asked.for_s is None else json.dumps({"for_s": asked.for_s}, separators=(",", ":")),
         )
         if not await self._ledger.record_events([event]):
             event = await self._recorded(event)
         try:
             # Read after the commit: of two that come at once, whoever reads last has both.
-            await self.send(await self._ledger.adjustments(limit.root, [counter]), {counter: self._ends(limit, until_ms)})
+            adjusted = await self._ledger.adjustments(limit.root, [event.counter])
+            await self.send(adjusted, {event.counter: self._ends(limit, event.until_ms)})
         except (StoreError, LedgerUnavailableError) as error:
             raise StoreUnavailableError(
                 f"the {kind.replace('_', '-')} is recorded as {event.event_id!r} and comes into force by itself once the store "
@@ -137,12 +160,14 @@ class Grants:
 
     async def _recorded(self, event: LimitEvent) -> LimitEvent:
         """Return the event that has this id already; raises `ConfigurationError` if it is about something else."""
-        found = await self._ledger.events(EventFilter(event_id=event.event_id), 1)
-        known = found[0].event if found else event
-        told = [(e.kind, e.root, e.limit_id, e.scope, e.amount, e.until_ms) for e in (known, event)]
-        if told[0] != told[1]:
-            raise ConfigurationError(f"the event id {event.event_id!r} is that of another change: use a new one for each")
+        known = await self._known(event.event_id) or event
+        if _told(known) != _told(event):
+            raise LimitFieldError(f"{event.event_id!r} came with another change before: use a new one for each", "event_id")
         return known
+
+    async def _known(self, event_id: str) -> LimitEvent | None:
+        found = await self._ledger.events(EventFilter(event_id=event_id), 1) if event_id else []
+        return found[0].event if found else None
 
     def _ends(self, limit: Limit, until_ms: int | None) -> int:
         return until_ms or limit.period(self._clock.now_ms()).ends_ms
@@ -167,6 +192,13 @@ class Grants:
         for first in range(0, len(adjustments), _AT_ONCE):
             await self.send(adjustments[first : first + _AT_ONCE])
         self._sent_ms = now
+
+
+def _told(event: LimitEvent) -> tuple[object, ...]:
+    """Tell what an event is about, as the ledger writes it, and how long it was asked to last."""
+    names = [event_name(column, getattr(event, column)) for column in ("root", "limit_id", "scope")]
+    asked_for = json.loads(event.detail_json).get("for_s")
+    return event.kind, *names, event.amount, (event.until_ms if asked_for is None else None, asked_for)
 
 
 def grant_of(each: Adjustment, ends_ms: int = 0) -> Grant:

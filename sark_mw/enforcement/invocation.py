@@ -61,6 +61,10 @@ class Invocation:
     #: Limits of this request's own (a run's budget); their scopes must be among `scopes`.
     extra_limits: tuple[Limit, ...] = ()
     idempotency: Idempotency | None = None
+    #: How many ways to serve the same request were tried before this one: policies that count requests count attempt 0 only.
+    attempt: int = 0
+    #: The policies have allowed this already: they are not asked again.
+    allowed: bool = False
 
 
 def under_every_name(invocation: Invocation, estimate: Estimate) -> Invocation:

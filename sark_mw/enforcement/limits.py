@@ -2,44 +2,50 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from decimal import Decimal
+from functools import partial
+from itertools import islice
+from typing import TypeVar
+from weakref import WeakValueDictionary
 
+from sark_mw.enforcement.changes import Changes, Rule, by_root, changed, changes_between, merged, rule_of, rule_set_by
 from sark_mw.enforcement.delegation import check_delegation
 from sark_mw.enforcement.grants import Grants, Which, Why
 from sark_mw.enforcement.recovery import Recovery
 from sark_mw.enforcement.status import LimitStatus, StatusReader
 from sark_mw.enforcement.tables import LimitTables, ServerClock
-from sark_mw.errors import ConfigurationError, StoreDataLostError, StoreUnavailableError
+from sark_mw.errors import ConfigurationError, LimitsChangedError, StoreDataLostError, StoreUnavailableError
 from sark_mw.ledger.base import Ledger
+from sark_mw.ledger.event_rows import event_name
 from sark_mw.ledger.events import EventFilter, EventKind, LimitEvent, RecordedEvent
 from sark_mw.limit import DEFAULT_ROOT, Limit
-from sark_mw.limit_options import options_of_limit
-from sark_mw.reservation import new_reservation_id
 from sark_mw.store.base import LimitTable, ReservationStore
 
 __all__ = ["Changes", "LimitRegistry", "LimitStatus", "detail_of"]
 
 _ATTEMPTS = 20
+_PAUSE_S = 0.005
+#: So many limits are computed with at once; more of them in a thread, or with turns for others in between.
+_MANY = 500
+#: Scopes whose limits are read at one instant.
+_SCOPES_AT_ONCE = 100
+#: Who sets what the settings file says.
+SETTINGS = "settings"
+_PAGE = 1_000
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Changes:
-    """What would have to be done to have the limits that are wanted; `replaced` are those in force that `put` replaces."""
-
-    put: tuple[Limit, ...]
-    replaced: tuple[Limit, ...]
-    drop: tuple[Limit, ...]
-    unchanged: tuple[Limit, ...]
+_T = TypeVar("_T")
 
 
 class LimitRegistry:
     """Set, drop, list and adjust limits; every change is recorded with who and why.
 
     Raises `ConfigurationError` or `MoneyError` before anything is written; `LedgerUnavailableError` or `StoreUnavailableError`:
-    repeat the call then.
+    repeat the call then (`LimitsChangedError`: others were first, nothing was changed).
     """
 
     def __init__(
@@ -58,13 +64,14 @@ class LimitRegistry:
         self._recovery = recovery
         self._clock = clock or tables.clock
         self._on_event = on_event
+        self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.grants = Grants(store, ledger, tables=tables, clock=self._clock)
         self._status = StatusReader(store, ledger, tables=tables, clock=self._clock)
 
     async def set(self, *limits: Limit, actor: str = "", reason: str = "") -> None:
         """Add limits, or replace those that limit the same; a replaced one keeps what it has counted."""
-        for root in dict.fromkeys(limit.root for limit in limits):
-            await self.change(root, [limit for limit in limits if limit.root == root], (), actor=actor, reason=reason)
+        for root, own in by_root(limits).items():
+            await self.change(root, own, (), actor=actor, reason=reason)
 
     async def drop(self, root: str, *limit_ids: str, actor: str = "", reason: str = "") -> None:
         """Remove limits by id; unknown ids are nothing."""
@@ -74,44 +81,51 @@ class LimitRegistry:
         """Set and drop limits of one root in one step."""
         if any(limit.root != root for limit in put):
             raise ConfigurationError(f"a change is of one root, {root!r}")
-        # What is dropped is recorded as long as the database has it, so that a call that failed half way may be repeated.
-        saved = [limit for limit in await self._ledger.load_limits() if limit.root == root] if drop else []
-        before = await self._apply(root, put, drop)
-        await self._record(root, put, drop, (*saved, *before.limits), Why(actor=actor, reason=reason))
-        await self._save_what_is_in_force(root, [*(limit.limit_id for limit in put), *drop])
+        why = Why(actor=actor, reason=reason)
+        # One change of a root at a time in this process: those of other processes are enough to be overtaken by.
+        lock = self._changing.setdefault(root, asyncio.Lock())
+        async with lock:
+            # What is dropped is recorded as long as the database has it, so that a call that failed half way may be repeated.
+            saved = [limit for limit in await self._ledger.load_limits() if limit.root == root] if drop else []
+            before, after = await self._apply(root, put, drop)
+            await self._record(put, drop, (*saved, *before.limits), why)
+            await self._save_what_is_in_force(after, [*(limit.limit_id for limit in put), *drop])
 
-    async def _save_what_is_in_force(self, root: str, limit_ids: Sequence[str]) -> None:
-        """Let the database say what the store says, with the time from which limits count, whoever changes them meanwhile."""
-        table = await self._table(root)
-        for _ in range(_ATTEMPTS):
-            known = {limit.limit_id: limit for limit in table.limits}
-            gone = [(root, limit_id) for limit_id in limit_ids if limit_id not in known]
-            await self._ledger.save_limits([known[limit_id] for limit_id in limit_ids if limit_id in known], gone)
-            saved, table = table, await self._table(root)
-            if (table.epoch, table.version) == (saved.epoch, saved.version):
-                return
-        raise StoreUnavailableError("the limits kept changing while they were saved")
-
-    async def _apply(self, root: str, put: Sequence[Limit], drop: Sequence[str]) -> LimitTable:
-        """Check a change against the table in force and make it, unless that has changed meanwhile: then anew. Return it."""
-        table = await self._table(root)
+    async def _save_what_is_in_force(self, table: LimitTable, limit_ids: Sequence[str]) -> None:
+        """Let the database say of these limits what the store says, with the time from which they count."""
         for tried in range(_ATTEMPTS):
+            await _pause(tried)
+            known = _named(table, limit_ids)
+            gone = [(table.root, limit_id) for limit_id in limit_ids if limit_id not in known]
+            await self._ledger.save_limits([*known.values()], gone)
+            table = await self._table(table.root)
+            # Whoever changed one of them meanwhile may have saved before this did.
+            if _named(table, limit_ids) == known:
+                return
+        raise StoreUnavailableError("what was changed is in force, but others changed the same limits while it was saved")
+
+    async def _apply(self, root: str, put: Sequence[Limit], drop: Sequence[str]) -> tuple[LimitTable, LimitTable]:
+        """Check a change against the table in force and make it; if that has changed meanwhile, anew. Return it, and the next."""
+        put_ids = [limit.limit_id for limit in put]
+        for tried in range(_ATTEMPTS):
+            await _pause(tried)
+            table = await self._table(root)
             try:
-                check_delegation(_merged(table.limits, put, drop))
+                await _computed(len(table.limits) + len(put), partial(_check, table, put, drop))
             except ConfigurationError:
                 if tried:
                     # Another change was first: the database says again what is in force.
-                    await self._save_what_is_in_force(root, [limit.limit_id for limit in put])
+                    await self._save_what_is_in_force(table, put_ids)
                 raise
-            # The database first: what is in force after a loss of the store is at least what was asked for. With the time from
-            # which a limit counts: what it was topped up with depends on that.
-            since = {limit.limit_id: limit.since_ms for limit in table.limits}
-            await self._ledger.save_limits([replace(each, since_ms=since.get(each.limit_id, 0)) for each in put], ())
+            # The database first: what is in force after a loss of the store is at least what was asked for.
+            await self._ledger.save_limits(await _computed(len(put), partial(_as_in_force, table, put)), ())
             after = await self._change(table, put, drop)
             if after is not None:
-                return table
-            table = await self._table(root)
-        raise StoreUnavailableError("the limits kept changing while they were set")
+                return table, after
+        await self._save_what_is_in_force(await self._table(root), put_ids)
+        raise LimitsChangedError(
+            f"the limits of root {root!r} were changed by others at the same time, nothing was changed: repeat"
+        )
 
     async def _change(self, table: LimitTable, put: Sequence[Limit], drop: Sequence[str]) -> LimitTable | None:
         try:
@@ -131,28 +145,42 @@ class LimitRegistry:
         return tuple(sorted({limit.root for limit in await self._ledger.load_limits()}))
 
     async def seed(self, limits: Sequence[Limit]) -> None:
-        """Set those limits that are not in force as they stand here: what the settings file says at start."""
-        for root in dict.fromkeys(limit.root for limit in limits):
-            changes = await self.plan(root, [limit for limit in limits if limit.root == root], prune=False)
+        """Set at start what the settings file says, where it is new there or says something else than when it was set last.
+
+        What administrators did since with a limit that stands there unchanged stays done, deletions too.
+        """
+        for root, wanted in by_root(limits).items():
+            if len({limit.limit_id for limit in wanted}) < len(wanted):
+                raise ConfigurationError("the same limit is named twice")
+            applied = await self._applied(root, frozenset(event_name("limit_id", limit.limit_id) for limit in wanted))
+            fresh = [each for each in wanted if applied.get(event_name("limit_id", each.limit_id)) != rule_of(each)]
+            if not fresh:
+                continue
+            changes = await self.plan(root, fresh, prune=False)
             if changes.put:
-                await self.set(*changes.put, actor="settings", reason="set at start")
+                await self.change(root, changes.put, (), actor=SETTINGS, reason="set at start")
+            # What was in force already is from now on what the file was when it was set last.
+            await self._record(changes.unchanged, (), (), Why(actor=SETTINGS, reason="set at start"))
+
+    async def _applied(self, root: str, limit_ids: frozenset[str]) -> dict[str, Rule | None]:
+        """Tell as what the settings file set these limits last."""
+        found: dict[str, Rule | None] = {}
+        query = EventFilter(root=root, kinds=(EventKind.SET,), actor=SETTINGS)
+        while len(found) < len(limit_ids):
+            page = await self._ledger.events(query, _PAGE)
+            for each in page:
+                if each.event.limit_id in limit_ids:
+                    found.setdefault(each.event.limit_id, rule_set_by(each.event))
+            if len(page) < _PAGE:
+                break
+            query = replace(query, before_seq=page[-1].seq)
+        return found
 
     async def plan(self, root: str, wanted: Sequence[Limit], *, prune: bool) -> Changes:
         """Compare the limits that are wanted with those in force; with `prune` all others go. Checks them as `set` does."""
         table = await self._table(root)
-        known = {limit.limit_id: limit for limit in table.limits}
-        ids = {limit.limit_id for limit in wanted}
-        if len(ids) < len(wanted):
-            raise ConfigurationError("the same limit is named twice")
-        put = tuple(limit for limit in wanted if _written(known.get(limit.limit_id)) != _written(limit))
-        drop = tuple(limit for limit in table.limits if prune and limit.limit_id not in ids)
-        check_delegation(_merged(table.limits, put, [limit.limit_id for limit in drop]))
-        return Changes(
-            put=put,
-            replaced=tuple(known[limit.limit_id] for limit in put if limit.limit_id in known),
-            drop=drop,
-            unchanged=tuple(limit for limit in wanted if limit not in put),
-        )
+        many = len(wanted) + len(table.limits)
+        return await _computed(many, partial(changes_between, table.limits, wanted, prune=prune))
 
     async def top_up(
         self,
@@ -181,6 +209,7 @@ class LimitRegistry:
         amount: Decimal | None,
         until_ms: int = 0,
         *,
+        for_s: int | None = None,
         limit_id: str | None = None,
         unit: str | None = None,
         window: str | None = None,
@@ -189,20 +218,37 @@ class LimitRegistry:
         reason: str = "",
         event_id: str | None = None,
     ) -> LimitStatus:
-        """Put another amount in the place of a limit's on one scope until then (Unix milliseconds); None ends an override."""
+        """Put another amount in the place of a limit's on one scope; an amount of None ends that.
+
+        It lasts until then (Unix milliseconds), or `for_s` seconds from now.
+        """
         which = Which(scope=scope, root=root, limit_id=limit_id, unit=unit, window=window)
         await self._table(root)
-        return await self._adjusted(await self.grants.override(which, amount, until_ms, _why(actor, reason, event_id)))
+        return await self._adjusted(await self.grants.override(which, amount, until_ms, _why(actor, reason, event_id), for_s))
 
     async def _adjusted(self, event: LimitEvent) -> LimitStatus:
-        self._told([event])
-        found = await self.status(event.root, (event.scope,))
-        return next(each for each in found if each.limit.limit_id == event.limit_id and each.scope == event.scope)
+        await self._told([event])
+        for each in await self.status(event.root, (event.scope,)):
+            if (event_name("limit_id", each.limit.limit_id), each.scope) == (event_name("limit_id", event.limit_id), event.scope):
+                return each
+        raise LimitsChangedError(f"{event.event_id!r} is recorded, but {event.limit_id} was dropped at the same time")
 
-    async def status(self, root: str, scopes: Sequence[str], asserted: Sequence[str] = ()) -> tuple[LimitStatus, ...]:
-        """Read every limit that these scopes touch, parents included."""
-        await self._table(root)
+    async def status(
+        self, root: str, scopes: Sequence[str], asserted: Sequence[str] = (), *, within_s: float = 0.0
+    ) -> tuple[LimitStatus, ...]:
+        """Read every limit that these scopes touch, parents included; which limits there are may be so many seconds old."""
+        if not within_s or not self._tables.was_read(root, within_s):
+            await self._table(root)
         return await self._status.status(root, scopes, asserted)
+
+    async def status_of_all(self, root: str) -> tuple[LimitStatus, ...]:
+        """Read every limit on a single scope, each once."""
+        named = dict.fromkeys(limit.scope for limit in (await self._table(root)).limits if not limit.is_pattern)
+        found: dict[str, LimitStatus] = {}
+        for scopes in _portions(named, _SCOPES_AT_ONCE):
+            # A parent is touched by each part of it.
+            found |= {each.counter: each for each in await self._status.status(root, scopes)}
+        return tuple(found.values())
 
     async def history(self, query: EventFilter, most: int = 100) -> Sequence[RecordedEvent]:
         """List what happened to limits, the newest first."""
@@ -215,21 +261,27 @@ class LimitRegistry:
             await self._recovery.rebuild()
             return await self._tables.reload(root)
 
-    async def _record(self, root: str, put: Sequence[Limit], drop: Sequence[str], before: Iterable[Limit], why: Why) -> None:
+    async def _record(self, put: Sequence[Limit], drop: Sequence[str], before: Iterable[Limit], why: Why) -> None:
+        now = self._clock.now_ms()
         known = {limit.limit_id: limit for limit in before}
-        events = [_event(EventKind.SET, limit, known.get(limit.limit_id), self._clock.now_ms(), why) for limit in put]
-        dropped = (known[limit_id] for limit_id in drop if limit_id in known)
-        events += [_event(EventKind.DELETE, limit, None, self._clock.now_ms(), why) for limit in dropped]
-        await self.record(*events)
+        dropped = [known[limit_id] for limit_id in drop if limit_id in known]
+        # In portions: no other change waits for the database, and no request for this process, until thousands are written.
+        for some in _portions(put, _MANY):
+            await self.record(*changed(EventKind.SET, some, known, now, why))
+        for some in _portions(dropped, _MANY):
+            await self.record(*changed(EventKind.DELETE, some, {}, now, why))
 
     async def record(self, *events: LimitEvent) -> None:
         """Record what an administrator did, each event once by its id, and tell logs and metrics of it."""
-        self._told(await self._ledger.record_new(events))
+        await self._told(await self._ledger.record_new(events))
 
-    def _told(self, events: Iterable[LimitEvent]) -> None:
-        for event in events if self._on_event else ():
-            assert self._on_event is not None
-            self._on_event(event)
+    async def _told(self, events: Iterable[LimitEvent]) -> None:
+        if self._on_event is None:
+            return
+        for some in _portions(events, _SCOPES_AT_ONCE):
+            for event in some:
+                self._on_event(event)
+            await asyncio.sleep(0)
 
 
 def detail_of(event: LimitEvent) -> str:
@@ -243,31 +295,37 @@ def _why(actor: str, reason: str, event_id: str | None) -> Why:
     return Why(actor=actor, reason=reason, event_id=event_id or "")
 
 
-def _merged(limits: Iterable[Limit], put: Iterable[Limit], drop: Iterable[str]) -> list[Limit]:
-    after = {limit.limit_id: limit for limit in limits} | {limit.limit_id: limit for limit in put}
-    for limit_id in drop:
-        after.pop(limit_id, None)
-    return [*after.values()]
+def _portions(items: Iterable[_T], size: int) -> Iterator[tuple[_T, ...]]:
+    left = iter(items)
+    while some := tuple(islice(left, size)):
+        yield some
 
 
-def _written(limit: Limit | None) -> Limit | None:
-    return replace(limit, since_ms=0) if limit else None
+def _check(table: LimitTable, put: Sequence[Limit], drop: Sequence[str]) -> None:
+    check_delegation(merged(table.limits, put, drop))
 
 
-def _event(kind: EventKind, limit: Limit, before: Limit | None, at_ms: int, why: Why) -> LimitEvent:
-    detail: dict[str, object] = {"mode": limit.mode, **options_of_limit(limit)}
-    if before is not None:
-        detail["before"] = {"amount": f"{before.amount:f}", "mode": before.mode, **options_of_limit(before)}
-    return LimitEvent(
-        event_id=new_reservation_id(),
-        kind=kind,
-        root=limit.root,
-        limit_id=limit.limit_id,
-        scope=limit.scope,
-        unit=limit.unit,
-        amount=limit.amount_units,
-        at_ms=at_ms,
-        actor=why.actor,
-        reason=why.reason,
-        detail_json=json.dumps(detail, separators=(",", ":")),
-    )
+def _named(table: LimitTable, limit_ids: Iterable[str]) -> dict[str, Limit]:
+    known = {limit.limit_id: limit for limit in table.limits}
+    return {limit_id: known[limit_id] for limit_id in limit_ids if limit_id in known}
+
+
+def _as_in_force(table: LimitTable, put: Sequence[Limit]) -> list[Limit]:
+    """Keep from when on limits count and carry over: top-ups depend on the one, what is carried on the other."""
+    known = {limit.limit_id: limit for limit in table.limits}
+    found = []
+    for limit in put:
+        old = known.get(limit.limit_id)
+        carries = old.carries_since_ms if old and limit.rollover_units else 0
+        found.append(replace(limit, since_ms=old.since_ms if old else 0, carries_since_ms=carries))
+    return found
+
+
+async def _pause(tried: int) -> None:
+    if tried:
+        await asyncio.sleep(_PAUSE_S * 2 ** min(tried, 6) * random.random())  # noqa: S311  spreads attempts, guards nothing
+
+
+async def _computed(many: int, compute: Callable[[], _T]) -> _T:
+    """Compute something about limits; about many of them in a thread, since requests wait for the loop."""
+    return await asyncio.to_thread(compute) if many > _MANY else compute()

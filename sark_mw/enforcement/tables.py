@@ -44,13 +44,8 @@ class Layout:
     scopes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a request says of itself: see `sark_mw.enforcer.Invocation`."""
-
-    scopes: tuple[str, ...]
-    asserted: tuple[str, ...] = ()
-    extra_limits: tuple[Limit, ...] = ()
+#: Root, scopes, those asserted scopes that a limit is about, limits of the request's own: see `sark_mw.enforcer.Invocation`.
+_Request = tuple[str, tuple[str, ...], tuple[str, ...], tuple[Limit, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +65,11 @@ class LimitTables:
         self._store = store
         self.clock = clock
         self._tables: OrderedDict[str, LimitTable] = OrderedDict()
+        self._read_at: dict[str, float] = {}
         self._indices: dict[str, tuple[LimitTable, LimitIndex]] = {}
-        self._laid: OrderedDict[tuple[str, Request], _Laid] = OrderedDict()
+        self._laid: OrderedDict[_Request, _Laid] = OrderedDict()
+        #: Whether a limit is about an asserted scope. Emptied when it is full: callers may assert what they like.
+        self._limited: dict[tuple[str, str], tuple[LimitTable, bool]] = {}
         self._reading: dict[str, asyncio.Task[LimitTable]] = {}
         #: Hears of every table that was read; must not raise or block.
         self.on_read: Callable[[LimitTable], None] | None = None
@@ -81,14 +79,14 @@ class LimitTables:
     ) -> Layout:
         """Lay out the limits that a request touches now."""
         table = self._tables.get(root) or await self.reload(root)
-        return self._lay_out(table, Request(scopes, asserted, extra_limits))
+        return self._lay_out(table, scopes, asserted, extra_limits)
 
     def last_layout(
         self, root: str, scopes: tuple[str, ...], asserted: tuple[str, ...] = (), extra_limits: tuple[Limit, ...] = ()
     ) -> Layout | None:
         """Lay out by the limits that were read last, without asking the store; None if none ever were."""
         table = self._tables.get(root)
-        return None if table is None else self._lay_out(table, Request(scopes, asserted, extra_limits))
+        return None if table is None else self._lay_out(table, scopes, asserted, extra_limits)
 
     async def reload(self, root: str) -> LimitTable:
         """Read a root's limits from the store, once for all who ask at the same time."""
@@ -99,13 +97,21 @@ class LimitTables:
             task.add_done_callback(lambda _: self._reading.pop(root, None))
         return await asyncio.shield(task)
 
+    def was_read(self, root: str, within_s: float) -> bool:
+        """Tell whether a root's limits were read from the store so shortly ago."""
+        return root in self._tables and time.monotonic() - self._read_at.get(root, float("-inf")) <= within_s
+
     async def _read(self, root: str) -> LimitTable:
         table = await self._store.limits(root)
         self.clock.heard(table.at_ms)
-        self._tables[root] = table
+        known = self._tables.get(root)
+        if known is None or (known.epoch, known.version) != (table.epoch, table.version):
+            # The same limits, read again, stay what lines and indices were made of.
+            self._tables[root] = table
         self._tables.move_to_end(root)
+        self._read_at[root] = time.monotonic()
         if len(self._tables) > _MAX_ROOTS:
-            self._indices.pop(self._tables.popitem(last=False)[0], None)
+            self._drop(next(iter(self._tables)))
         if self.on_read is not None:
             self.on_read(table)
         return table
@@ -114,18 +120,27 @@ class LimitTables:
         """Read a root's limits anew at the next request."""
         self._tables.pop(root, None)
 
+    def _drop(self, root: str) -> None:
+        del self._tables[root]
+        self._indices.pop(root, None)
+        self._read_at.pop(root, None)
+
     def known(self) -> list[LimitTable]:
         """List the tables that this process has read."""
         return list(self._tables.values())
 
-    def _lay_out(self, table: LimitTable, request: Request) -> Layout:
+    def _lay_out(
+        self, table: LimitTable, scopes: tuple[str, ...], asserted: tuple[str, ...], extra_limits: tuple[Limit, ...]
+    ) -> Layout:
         now = self.clock.now_ms()
-        key = (table.root, request)
+        # What no limit is about changes no line: with it, each request of a caller that makes names up would be kept.
+        about = tuple([scope for scope in asserted if self._is_limited(table, scope)])
+        key = (table.root, scopes, about, extra_limits)
         laid = self._laid.get(key)
         if laid is not None and laid.table is table and laid.from_ms <= now < laid.until_ms:
             self._laid.move_to_end(key)
             return laid.layout
-        touched = self._index(table).touch(request.scopes, request.asserted, request.extra_limits)
+        touched = self._index(table).touch(scopes, about, extra_limits)
         lines = touched.lines(now)
         layout = Layout(lines, table.version, table.epoch, touched.scopes)
         starts = max((line.starts_ms for line in lines), default=0)
@@ -134,6 +149,16 @@ class LimitTables:
         if len(self._laid) > _MAX_CACHED:
             self._laid.popitem(last=False)
         return layout
+
+    def _is_limited(self, table: LimitTable, scope: str) -> bool:
+        known = self._limited.get((table.root, scope))
+        if known is not None and known[0] is table:
+            return known[1]
+        if len(self._limited) >= _MAX_CACHED:
+            self._limited.clear()
+        found = bool(self._index(table).on(scope))
+        self._limited[table.root, scope] = (table, found)
+        return found
 
     def _index(self, table: LimitTable) -> LimitIndex:
         known = self._indices.get(table.root)

@@ -259,8 +259,11 @@ class Ledger(Protocol):
     async def delivered(self, seqs: Sequence[int]) -> None:
         """Note that events were delivered: nobody claims them again."""
 
-    async def postpone(self, seq: int, until_ms: int, done: Sequence[str] = ()) -> None:
-        """Let an event be claimed again from `until_ms` on, and note which receivers have it already."""
+    async def postpone(self, seq: int, until_ms: int, done: Sequence[str] = (), *, tried: bool = True) -> None:
+        """Let an event be claimed again from `until_ms` on, and note which receivers have it already.
+
+        Not `tried`: the claim was no attempt.
+        """
 
     async def migrate(self) -> list[str]:
         """Bring the schema up to date; return the names of the migrations that ran."""

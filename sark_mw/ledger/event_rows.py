@@ -65,8 +65,8 @@ def recorded_of(row: Sequence[Any]) -> RecordedEvent:
 def event_conditions(query: EventFilter, among: Callable[[str], str]) -> list[tuple[str, object]]:
     """Spell a filter as conditions with `{}` for their value; `among(column)` is the one that takes a list."""
     found: list[tuple[str, object]] = []
-    named = (("event_id", query.event_id), ("root", query.root), ("limit_id", query.limit_id), ("scope", query.scope))
-    for column, name in named:
+    for column in ("event_id", "root", "limit_id", "scope", "actor"):
+        name = getattr(query, column)
         if name is not None:
             found.append((f"{column} = {{}}", event_name(column, name)))
     if query.kinds:

@@ -78,6 +78,7 @@ class EventFilter:
     limit_id: str | None = None
     scope: str | None = None
     kinds: tuple[str, ...] = ()
+    actor: str | None = None
     since_ms: int | None = None
     before_seq: int | None = None
 

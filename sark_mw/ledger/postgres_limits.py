@@ -56,7 +56,10 @@ _CLAIM = f"""
     returning {", ".join(RECORDED_COLUMNS)}
 """  # noqa: S608
 _DELIVERED = "update limit_events set delivered_at = now() where delivered_at is null and seq = any($1::bigint[])"
-_POSTPONE = "update limit_events set next_attempt_ms = $2::bigint, delivered_to = $3::json where seq = $1::bigint"
+_POSTPONE = """
+    update limit_events set next_attempt_ms = $2::bigint, delivered_to = $3::json, attempts = greatest(attempts - $4::integer, 0)
+    where seq = $1::bigint
+"""
 
 
 class PostgresLimits(ABC):
@@ -133,7 +136,10 @@ class PostgresLimits(ABC):
         async with self._connection() as connection:
             await connection.execute(_DELIVERED, list(seqs))
 
-    async def postpone(self, seq: int, until_ms: int, done: Sequence[str] = ()) -> None:
-        """Let an event be claimed again from `until_ms` on, and note which receivers have it already."""
+    async def postpone(self, seq: int, until_ms: int, done: Sequence[str] = (), *, tried: bool = True) -> None:
+        """Let an event be claimed again from `until_ms` on, and note which receivers have it already.
+
+        Not `tried`: the claim was no attempt.
+        """
         async with self._connection() as connection:
-            await connection.execute(_POSTPONE, seq, until_ms, json.dumps(list(done)))
+            await connection.execute(_POSTPONE, seq, until_ms, json.dumps(list(done)), 0 if tried else 1)

@@ -129,10 +129,14 @@ class SqliteLimits(ABC):
         sql = f"update limit_events set delivered_at = {_NOW} where delivered_at is null and seq {_AMONG}"  # noqa: S608
         await self._work(lambda connection: connection.execute(sql, (json.dumps(list(seqs)),)).rowcount)
 
-    async def postpone(self, seq: int, until_ms: int, done: Sequence[str] = ()) -> None:
-        """Let an event be claimed again from `until_ms` on, and note which receivers have it already."""
-        sql = "update limit_events set next_attempt_ms = ?, delivered_to = ? where seq = ?"
-        await self._work(lambda connection: connection.execute(sql, (until_ms, json.dumps(list(done)), seq)).rowcount)
+    async def postpone(self, seq: int, until_ms: int, done: Sequence[str] = (), *, tried: bool = True) -> None:
+        """Let an event be claimed again from `until_ms` on, and note which receivers have it already.
+
+        Not `tried`: the claim was no attempt.
+        """
+        sql = "update limit_events set next_attempt_ms = ?, delivered_to = ?, attempts = max(attempts - ?, 0) where seq = ?"
+        row = (until_ms, json.dumps(list(done)), 0 if tried else 1, seq)
+        await self._work(lambda connection: connection.execute(sql, row).rowcount)
 
 
 def _is_new(connection: sqlite3.Connection, row: EventRow) -> bool:

@@ -71,8 +71,8 @@ async def test_it_lies_where_the_settings_put_it_also_below_a_mount(make: MakeAd
     admin = await make(admin={"path": "/ops/budgets"})
     headers = {"authorization": f"Bearer {TOKEN}"}
     assert (await admin.client.get("/ops/budgets/limits", headers=headers)).status_code == 200
-    assert (await admin.client.get("/ops/budgetsx/limits", headers=headers)).status_code == 418
-    assert (await admin.client.get(f"{PATH}/limits", headers=headers)).status_code == 418
+    assert (await admin.client.get("/ops/budgetsx/limits")).status_code == 418
+    assert (await admin.client.get(f"{PATH}/limits")).status_code == 418
     inside = Starlette(routes=[Mount("/api", app=SarkMiddleware(app, sark=admin.sark))])
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=inside), base_url="http://sark") as client:
         assert (await client.get("/api/ops/budgets/limits", headers=headers)).status_code == 200

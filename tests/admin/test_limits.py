@@ -95,6 +95,8 @@ async def test_an_import_drops_the_rest_only_if_asked_and_only_of_the_roots_it_n
         ({"parent": "user:*"}, "parent"),
         ({"thresholds": [0]}, "thresholds"),
         ({"thresholds": ["x"]}, "thresholds[0]"),
+        ({"thresholds": [True]}, "thresholds[0]"),
+        ({"thresholds": [50, "80"]}, "thresholds[1]"),
         ({"window": "total", "rollover": "1"}, "rollover"),
         ({"color": "red"}, "color"),
     ],
@@ -156,6 +158,31 @@ async def test_a_top_up_counts_once_by_its_key(admin: Admin) -> None:
     assert (newest["amount"], newest["actor"], newest["reason"]) == ("-1.50", "admin", "invoice 4")
 
 
+@pytest.mark.parametrize("other", [{"root": "other"}, {"scope": ALICE}, {"window": "day"}, {"amount": "6"}])
+async def test_a_key_that_came_with_another_top_up_is_refused(admin: Admin, other: dict[str, Any]) -> None:
+    total, day = {"scope": TEAM, "amount": 1, "window": "total"}, {"scope": TEAM, "amount": 1, "window": "day"}
+    more = [day, {**total, "root": "other"}, {**total, "scope": ALICE}]
+    await admin.ask("PUT", "/limits", json={"limits": more})
+    body, headers = {"scope": TEAM, "amount": "5", "window": "total"}, {"idempotency-key": "inv-4"}
+    await admin.ask("POST", "/top-ups", json=body, headers=headers)
+    told = await admin.ask("POST", "/top-ups", status=422, json={**body, **other}, headers=headers)
+    assert told["field"] == "idempotency-key"
+    # The keys of overrides are others.
+    await admin.ask("POST", "/overrides", json={**body, "for_s": 60}, headers=headers)
+
+
+async def test_a_key_is_that_of_an_override_for_as_long_as_was_asked(admin: Admin) -> None:
+    body, headers = {"scope": TEAM, "amount": "5", "for_s": 60}, {"idempotency-key": "raise-1"}
+    first = await admin.ask("POST", "/overrides", json=body, headers=headers)
+    ends = {"scope": TEAM, "amount": "5", "until": first["override_until"]}
+    for other in ({**body, "for_s": 99_999}, ends, {"scope": TEAM, "amount": None}):
+        told = await admin.ask("POST", "/overrides", status=422, json=other, headers=headers)
+        assert told["field"] == "idempotency-key"
+    assert await admin.ask("POST", "/overrides", json=body, headers=headers) == first
+    (event,) = (await admin.ask("GET", "/events", params={"kind": "override"}))["events"]
+    assert event["detail"] == {"for_s": 60}
+
+
 async def test_an_override_is_in_force_until_it_ends(admin: Admin) -> None:
     ends = (datetime.now(UTC) + timedelta(hours=2)).replace(microsecond=0)
     told = await admin.ask("POST", "/overrides", json={"scope": TEAM, "amount": "99", "until": ends.isoformat()})
@@ -182,6 +209,7 @@ async def test_an_override_is_in_force_until_it_ends(admin: Admin) -> None:
         ("/overrides", {"scope": TEAM, "amount": 1, "until": "2020-01-01T00:00:00Z"}, "until"),
         ("/overrides", {"scope": TEAM, "amount": 1, "until": "2026-12-01T00:00:00"}, "until"),
         ("/overrides", {"scope": TEAM, "for_s": 10}, "amount"),
+        ("/overrides", {"scope": TEAM, "amount": 1, "for_s": True}, "for_s"),
     ],
 )
 async def test_a_wrong_grant_is_told_with_its_field(admin: Admin, path: str, body: dict[str, Any], field: str) -> None:
@@ -254,6 +282,40 @@ async def test_a_store_that_does_not_answer_is_a_503(admin: Admin, monkeypatch: 
     monkeypatch.setattr(admin.sark.store, "limits", fail)
     for method, path, body in (("GET", "/limits", None), ("PUT", "/limits", {"limits": [BUDGET]})):
         assert (await admin.ask(method, path, status=503, json=body))["title"] == "Service Unavailable"
+
+
+async def test_a_change_that_others_were_always_faster_than_is_a_409(admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def overtaken(*_: object) -> None:
+        return None
+
+    monkeypatch.setattr("sark_mw.enforcement.limits._PAUSE_S", 0)
+    monkeypatch.setattr(admin.sark.store, "change_limits", overtaken)
+    told = await admin.ask("PUT", "/limits", status=409, json={"limits": [BUDGET]})
+    assert "changed by others at the same time, nothing was changed: repeat" in told["detail"]
+    assert [limit.scope for limit in await admin.sark.ledger.load_limits()] == [TEAM]
+
+
+async def test_a_body_that_names_something_twice_is_refused(admin: Admin) -> None:
+    for text in ('{"limits": [{"scope": "user:d", "amount": "1", "amount": "9000"}]}', '{"limits": [], "limits": []}'):
+        headers = {"content-type": "application/json"}
+        told = await admin.ask("POST", "/limits/import", status=400, content=text, params={"prune": "true"}, headers=headers)
+        assert "named twice" in told["detail"]
+    assert ids((await admin.ask("GET", "/limits"))["limits"]) == ["team:ml/usd/total"]
+
+
+async def test_a_status_of_all_reads_the_limits_once(admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = [{"scope": f"user:{n}", "amount": 1, "window": "total"} for n in range(250)]
+    await admin.ask("PUT", "/limits", json={"limits": [*limits, BUDGET]})
+    read, asked = admin.sark.store.limits, list[str]()
+
+    async def counting(root: str) -> Any:
+        asked.append(root)
+        return await read(root)
+
+    monkeypatch.setattr(admin.sark.store, "limits", counting)
+    told = await admin.ask("GET", "/status")
+    # Each user's total, and what each spent of the pattern's.
+    assert len(told["limits"]) == 501 and asked == [DEFAULT_ROOT]
 
 
 async def test_a_pattern_that_counts_nothing_on_a_scope_cannot_be_topped_up_there(admin: Admin) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import openai
 import pytest
 
 from sark_mw._fake_provider import FAULT_HEADER, FakeProvider
-from sark_mw.asgi.idempotency import KeptResponses, idempotency_of
+from sark_mw.asgi.idempotency import KeptResponses, idempotency_of, size_of
 from sark_mw.asgi.middleware import SarkMiddleware
 from sark_mw.asgi.principal import Principal
 from sark_mw.asgi.types import RawHeaders
@@ -24,6 +25,21 @@ from tests.asgi.test_disconnect import EVENTS, STREAM, Upstream
 from tests.wire.serving import serve
 
 KEY = {"idempotency-key": "k-1"}
+
+
+def named(scope: Any) -> str:
+    """Name the payer: whoever is not named has no keys."""
+    return "user:a"
+
+
+@pytest.fixture(name="books")
+def named_books(books: MakeGateway) -> MakeGateway:
+    return lambda app, parts=None, **sections: books(app, {"principal": named, **(parts or {})}, **sections)
+
+
+@pytest.fixture(name="make")
+def named_make(make: MakeGateway) -> MakeGateway:
+    return lambda app, parts=None, **sections: make(app, {"principal": named, **(parts or {})}, **sections)
 
 
 def code_of(answer: Answer) -> tuple[int | None, str]:
@@ -129,8 +145,8 @@ async def test_a_retry_whose_answer_is_not_here_any_more_hears_that_it_was_paid(
 
 async def test_a_retry_at_another_process_is_not_made_again_either(tmp_path: Path) -> None:
     provider = FakeProvider()
-    async with gateway_for(provider, settings_for(tmp_path), on_fakeredis=True) as gateway:
-        other = Gateway(SarkMiddleware(provider, sark=gateway.sark), Seen())
+    async with gateway_for(provider, settings_for(tmp_path), on_fakeredis=True, principal=named) as gateway:
+        other = Gateway(SarkMiddleware(provider, sark=gateway.sark, principal=named), Seen())
         await gateway.post(headers=KEY)
         await gateway.quiet()
         assert code_of(await other.post(headers=KEY)) == (409, "request_already_done")
@@ -209,36 +225,79 @@ async def test_a_cheaper_model_is_made_and_paid_once_too(books: MakeGateway) -> 
     assert again.body == first.body and provider.requests == 1
 
 
+def record(kept: KeptResponses, name: str, size: int, owner: str = "a", headers: int = 0) -> Idempotency:
+    """Keep a response that takes so many bytes beside what each takes; see `size_of`."""
+    idempotency = Idempotency(key=name, fingerprint="f")
+    recording = kept.recording(idempotency, owner, [])
+    assert recording is not None
+    recording.hear({"type": "http.response.start", "status": 200, "headers": [(b"h", b"v")] * headers})
+    recording.hear({"type": "http.response.body", "body": b"x" * size})
+    recording.keep()
+    return idempotency
+
+
 def test_what_is_kept_is_bounded_in_bytes_and_in_time() -> None:
-    now = 0.0
-    kept = KeptResponses(1_000, 60, clock=lambda: now)
+    now, each = 0.0, size_of([])
+    kept = KeptResponses(1_000 + 2 * each, 60, clock=lambda: now)
 
-    def record(name: str, size: int) -> Idempotency:
-        idempotency = Idempotency(key=name, fingerprint="f")
-        recording = kept.recording(idempotency, [])
-        assert recording is not None
-        recording.hear({"type": "http.response.start", "status": 200, "headers": []})
-        recording.hear({"type": "http.response.body", "body": b"x" * size})
-        recording.keep()
-        return idempotency
-
-    first, second, third = (record(name, 400) for name in "abc")
+    first, second, third = (record(kept, name, 400) for name in "abc")
     nothing: RawHeaders = []
     assert kept.find(first, nothing) is None and kept.find(second, nothing) and kept.find(third, nothing)
-    assert kept.find(record("d", 1_001), nothing) is None
+    assert kept.find(record(kept, "d", 1_001 + each), nothing) is None
     assert kept.find(Idempotency(key="c", fingerprint="other"), nothing) is None
-    record("c", 300)
-    assert kept.find(record("e", 600), nothing) is not None
+    record(kept, "c", 300)
+    assert kept.find(record(kept, "e", 600), nothing) is not None
     now = 60.0
     assert kept.find(third, nothing) is None
     # Everything was given back: the whole bound is free again, however responses ended.
-    unfinished = kept.recording(Idempotency(key="f", fingerprint="f"), nothing)
+    unfinished = kept.recording(Idempotency(key="f", fingerprint="f"), "a", nothing)
     assert unfinished is not None
     unfinished.hear({"type": "http.response.start", "status": 200, "headers": []})
     unfinished.hear({"type": "http.response.body", "body": b"x" * 900})
-    assert kept.find(record("g", 200), nothing) is None
+    assert kept.find(record(kept, "g", 200), nothing) is None
     unfinished.forget()
-    assert kept.find(record("h", 1_000), nothing) is not None
+    assert kept.find(record(kept, "h", 1_000 + each), nothing) is not None
+
+
+def test_of_short_responses_no_more_are_kept_than_there_is_memory_for() -> None:
+    kept = KeptResponses(100_000, 60)
+    found = [record(kept, f"{n}", 59, headers=5) for n in range(200)]
+    tracemalloc.start()
+    try:
+        kept = KeptResponses(100_000, 60)
+        found = [record(kept, f"{n}", 59, headers=5) for n in range(200)]
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken < 200_000 and 20 < sum(kept.find(each, []) is not None for each in found) < 100
+
+
+def test_one_principal_cannot_push_out_the_responses_of_all_others() -> None:
+    each = size_of([])
+    kept = KeptResponses(32 * (1_000 + each), 60)
+    small = [record(kept, f"small-{n}", 1_000, owner=f"user:{n}") for n in range(4)]
+    large = [record(kept, f"large-{n}", 1_000, owner="greedy") for n in range(100)]
+    assert all(kept.find(one, []) for one in small)
+    assert [one for one in large if kept.find(one, [])] == large[-28:], "what is free may be taken"
+    late = [record(kept, f"late-{n}", 1_000, owner="late") for n in range(2)]
+    assert all(kept.find(one, []) for one in (*small, *late)) and kept.find(large[-26], []) and not kept.find(large[-27], [])
+    # Nor can responses that are still under way.
+    under_way = [kept.recording(Idempotency(key=f"w-{n}", fingerprint="f"), "greedy", []) for n in range(100)]
+    for one in under_way:
+        assert one is not None
+        one.hear({"type": "http.response.start", "status": 200, "headers": []})
+        one.hear({"type": "http.response.body", "body": b"x" * 1_000})
+    assert all(kept.find(one, []) for one in (*small, *late))
+
+
+async def test_who_is_not_named_has_no_keys_and_nobody_elses_answers(make: MakeGateway) -> None:
+    provider = FakeProvider()
+    gateway = await make(provider, {"principal": None})
+    for body in (CHAT, CHAT, {**CHAT, "max_tokens": 3}):
+        answer = await gateway.post(body, headers=KEY)
+        assert answer.status == 200 and "x-sark-replayed" not in answer.headers
+        await gateway.quiet()
+    assert provider.requests == 3
 
 
 def test_a_key_and_a_request_are_hashes_that_do_not_run_together() -> None:
@@ -256,12 +315,10 @@ def test_a_key_and_a_request_are_hashes_that_do_not_run_together() -> None:
 
 async def test_official_clients_send_a_key_where_they_are_told_to_and_are_answered_once_paid(tmp_path: Path) -> None:
     provider = FakeProvider(chunk_s=0.001)
-    payer = {"sources": ("scope",), "anonymous": "user:a"}
-    settings = settings_for(tmp_path, principal=payer)
     async with (
         serve(provider) as upstream,
         httpx.AsyncClient(base_url=upstream) as relay,
-        gateway_for(proxy_to(relay), settings, on_fakeredis=True) as gateway,
+        gateway_for(proxy_to(relay), settings_for(tmp_path), on_fakeredis=True, principal=named) as gateway,
         serve(gateway.app) as url,
         openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="sk-x") as chat,
         anthropic.AsyncAnthropic(base_url=url, api_key="sk-x") as claude,
@@ -306,7 +363,7 @@ async def test_official_clients_count_their_retries_and_send_no_key_by_themselve
 async def test_a_replay_has_the_length_of_its_body_over_a_real_socket(tmp_path: Path) -> None:
     asked = {**CHAT, "stream": True}
     async with (
-        gateway_for(FakeProvider(), settings_for(tmp_path)) as gateway,
+        gateway_for(FakeProvider(), settings_for(tmp_path), principal=named) as gateway,
         serve(gateway.app) as url,
         httpx.AsyncClient(headers=KEY) as client,
     ):

@@ -12,6 +12,7 @@ import httpx
 import openai
 import pytest
 
+from sark_mw import builtin_plugin_path
 from sark_mw._fake_provider import FakeProvider
 from sark_mw.asgi.types import Receive, Scope, Send
 from sark_mw.money import from_nanos
@@ -148,6 +149,7 @@ class Denies(PolicyPlugin):
     def __init__(self, model: str) -> None:
         self.model = model
         self.asked: list[object] = []
+        self.attempts: list[object] = []
 
     @property
     def name(self) -> str:
@@ -155,6 +157,7 @@ class Denies(PolicyPlugin):
 
     async def evaluate(self, context: PolicyContext) -> PolicyDecision:
         self.asked.append(context.environment["model"])
+        self.attempts.append(context.environment["attempt"])
         return PolicyDecision(context.environment["model"] != self.model, "not this one")
 
 
@@ -164,6 +167,47 @@ async def test_policies_are_asked_about_the_cheaper_model_too(make: MakeGateway)
     gateway = await make(provider, {"policies": policies}, **budget("0.001"), instead=CHEAPER)
     answer = await gateway.post()
     assert (answer.status, answer.json["error"]["code"], provider.requests) == (402, "budget_exceeded", 0)
+    assert plugin.asked == ["gpt-4o", "gpt-4o-mini"]
+
+
+STEP_DOWN = {"models": ({"from": "gpt-4o", "to": ("gpt-4o-mini",), "at_percent": 1},)}
+
+
+async def limited_to(requests: int) -> PolicyPluginManager:
+    """Make policies of the built-in rate limit alone."""
+    policies = PolicyPluginManager()
+    await policies.load_from_file(builtin_plugin_path("rate_limit"), max_requests=requests)
+    return policies
+
+
+async def test_a_rate_limit_counts_a_request_once_however_many_ways_are_tried(make: MakeGateway) -> None:
+    for instead, amount in ((STEP_DOWN, "0.1"), ({**CHEAPER, **CLAMP}, "0.001"), (CLAMP, "0.005")):
+        gateway = await make(FakeProvider(), {"policies": await limited_to(2)}, **budget(amount), instead=instead)
+        answers = []
+        for _ in range(3):
+            answers.append(await gateway.post({**CHAT, "max_tokens": 1000}))
+            await gateway.quiet()
+        assert [answer.status for answer in answers] == [200, 200, 403], instead
+        assert all(answer.headers.keys() & {"x-sark-model", "x-sark-max-output-tokens"} for answer in answers[:2])
+
+
+async def test_policies_are_asked_once_about_each_model_and_told_which_attempt_it_is(make: MakeGateway) -> None:
+    plugin, policies = Denies("none"), PolicyPluginManager()
+    await policies.register_plugin(plugin)
+    gateway = await make(FakeProvider(), {"policies": policies}, **budget("0.0001"), instead={**CHEAPER, **CLAMP})
+    answer = await gateway.post({**CHAT, "max_tokens": 20_000})
+    assert answer.status == 200 and {"x-sark-model", "x-sark-max-output-tokens"} <= answer.headers.keys()
+    assert list(zip(plugin.asked, plugin.attempts, strict=True)) == [("gpt-4o", 0), ("gpt-4o-mini", 1)]
+
+
+async def test_where_a_policy_denies_the_cheaper_model_the_one_asked_for_is_used_and_not_asked_about_again(
+    books: MakeGateway,
+) -> None:
+    provider, plugin, policies = FakeProvider(), Denies("gpt-4o-mini"), PolicyPluginManager()
+    await policies.register_plugin(plugin)
+    gateway = await books(provider, {"policies": policies}, **budget("0.1"), instead=STEP_DOWN)
+    answer = await gateway.post()
+    assert answer.status == 200 and "x-sark-model" not in answer.headers and models_of(provider) == ["gpt-4o"]
     assert plugin.asked == ["gpt-4o", "gpt-4o-mini"]
 
 

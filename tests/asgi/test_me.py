@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sark_mw._fake_provider import FakeProvider
+from sark_mw.asgi.me import MAX_PER_SECOND, Asked
 from sark_mw.asgi.principal import Principal
 from sark_mw.errors import StoreUnavailableError
 from sark_mw.instrumentation.keys import hash_key
@@ -135,3 +136,51 @@ async def test_a_store_that_does_not_answer_is_told_as_such(make: MakeGateway, m
     answer = await me(gateway)
     assert (answer.status, answer.headers["retry-after"]) == (503, "1")
     assert json.loads(answer.body)["error_code"] == "enforcement_unavailable"
+
+
+async def test_a_principal_that_asks_too_often_is_told_to_wait_and_others_are_answered(
+    make: MakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = await make(FakeProvider(), {"principal": lambda scope: dict(scope["headers"])[b"x-who"].decode()}, limits=LIMITS)
+    now = 1.0
+    gateway.app._me._asked = Asked(MAX_PER_SECOND, clock=lambda: now)
+    answers = [await me(gateway, headers={"x-who": "a"}) for _ in range(MAX_PER_SECOND + 2)]
+    assert [answer.status for answer in answers] == [200] * MAX_PER_SECOND + [429] * 2
+    assert answers[-1].headers["content-type"] == "application/problem+json" and answers[-1].headers["retry-after"] == "1"
+    assert (await me(gateway, headers={"x-who": "b"})).status == 200
+    now = 2.0
+    assert (await me(gateway, headers={"x-who": "a"})).status == 200
+
+
+async def test_however_many_ask_the_limits_are_read_once_a_second_and_what_is_spent_each_time(
+    make: MakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = iter(range(100))
+    payer = {"principal": lambda scope: Principal(f"user:{next(names)}", ("team:ml",))}
+    gateway = await make(FakeProvider(), payer, limits=LIMITS)
+    await me(gateway)
+    read: list[str] = []
+    limits = gateway.sark.store.limits
+
+    async def counted(root: str) -> Any:
+        read.append(root)
+        return await limits(root)
+
+    monkeypatch.setattr(gateway.sark.store, "limits", counted)
+    told = []
+    for _ in range(20):
+        told.append((await me(gateway)).json["limits"][0]["spent"])
+        await gateway.post()
+        await gateway.quiet()
+    assert told == list(range(20)) and len(read) <= 2
+    await gateway.sark.limits.drop("default", "team:ml/requests/month@UTC")
+    assert (await me(gateway)).json["limits"] == [], "a change that was made here is seen at once"
+
+
+async def test_limits_that_were_read_again_and_are_the_same_cost_requests_nothing(make: MakeGateway) -> None:
+    gateway = await make(FakeProvider())
+    await gateway.post()
+    tables = gateway.sark.tables
+    before = tables.last_layout("default", ("user:a",))
+    await tables.reload("default")
+    assert tables.last_layout("default", ("user:a",)) is before

@@ -185,3 +185,48 @@ async def test_two_hundred_clients_with_slow_bodies_do_not_hold_each_other_up(ma
     for client in slow:
         client.left.set()
     await asyncio.gather(*running)
+
+
+TOKEN = "a token of the tests, long enough"
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "query"),
+    [
+        ("/v1/chat/completions", {"authorization": f"Bearer {TOKEN}"}, b""),
+        ("/v1/chat/completions", {"authorization": f"bearer   {TOKEN} "}, b""),
+        ("/v1/messages", {"x-api-key": TOKEN}, b""),
+        ("/v1/models", {"authorization": TOKEN}, b""),
+        ("//sark/admin/limits", {"authorization": f"Bearer {TOKEN}"}, b""),
+        ("/sark/admin2/limits", {"authorization": f"Bearer {TOKEN}"}, b""),
+        ("/sark/me", {"authorization": f"Bearer {TOKEN}"}, b""),
+        ("/v1beta/models/gemini-2.5-flash:generateContent", {}, b"alt=sse&key=" + TOKEN.encode()),
+    ],
+)
+@pytest.mark.parametrize("enabled", [True, False])
+async def test_the_administrators_token_goes_no_further_wherever_else_it_is_sent(
+    make: MakeGateway, path: str, headers: dict[str, str], query: bytes, enabled: bool
+) -> None:
+    provider = FakeProvider()
+    gateway = await make(provider, admin={"enabled": enabled, "token": TOKEN})
+    answer = await gateway.post(CHAT, path, headers=headers, query_string=query)
+    assert (answer.status, answer.headers["content-type"]) == (401, "application/problem+json")
+    assert TOKEN not in answer.body.decode() and provider.requests == 0 and await gateway.entries() == []
+    assert [(event.outcome, event.reason) for event in gateway.seen.requests] == [("invalid", "admin_token")]
+    almost = {name: value.replace(TOKEN, TOKEN[:-1]) for name, value in headers.items()}
+    assert (await gateway.post(CHAT, path, headers=almost, query_string=query[:-1])).status != 401
+
+
+async def test_a_websocket_with_the_administrators_token_is_closed(make: MakeGateway) -> None:
+    gateway = await make(FakeProvider(), admin={"enabled": True, "token": TOKEN})
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {**scope_of(headers=[("authorization", f"Bearer {TOKEN}")]), "type": "websocket"}
+    await gateway.app(scope, receive, send)
+    assert [message["type"] for message in sent] == ["websocket.close"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from sark_mw.asgi.middleware import SarkMiddleware
 from sark_mw.asgi.types import Receive, Scope, Send
 from sark_mw.enforcement.members import MAX_SCOPES
 from sark_mw.errors import ConfigurationError
+from sark_mw.limit import Limit
 from sark_mw.sark import Sark
 from sark_mw.settings import Settings
 from tests.asgi.apps import completion
@@ -134,7 +136,9 @@ async def test_the_budget_of_a_run_widens_no_other(make: MakeGateway) -> None:
         (run(budget="99999999999"), "x-sark-run-budget"),
         ({"x-sark-end-user": ""}, "x-sark-end-user"),
         ({"x-sark-tags": "ok,a\tb"}, "x-sark-tags"),
-        ({"x-sark-tags": ",".join(map(str, range(99)))}, "x-sark-tags"),
+        ({"x-sark-tags": ",".join(map(str, range(9)))}, "x-sark-tags"),
+        ({"x-sark-tags": "x" * 65}, "x-sark-tags"),
+        ({"x-sark-end-user": "x" * 129}, "x-sark-end-user"),
     ],
 )
 async def test_headers_that_say_nothing_sensible_are_refused_in_the_callers_dialect(
@@ -151,7 +155,7 @@ async def test_headers_that_say_nothing_sensible_are_refused_in_the_callers_dial
 
 
 async def test_a_header_of_a_run_that_is_repeated_is_refused(make: MakeGateway) -> None:
-    gateway = await make(FakeProvider())
+    gateway = await make(FakeProvider(), {"principal": lambda scope: "user:a"})
     for name in ("x-sark-run", "x-sark-run-budget", "x-sark-tags", "x-sark-end-user", "idempotency-key"):
         pairs = [("content-type", "application/json"), ("x-sark-run", "r"), (name, "1"), (name, "1")]
         client = gateway.client(CHAT)
@@ -193,11 +197,25 @@ async def test_a_scope_that_a_request_asserts_is_held_to_the_limits_on_it_and_is
 async def test_an_end_user_with_an_odd_name_is_served_and_limited_all_the_same(books: MakeGateway) -> None:
     limits = ({"scope": "end_user:*", "amount": 1, "unit": "requests"}, *settings_for(Path()).limits)
     gateway = await books(FakeProvider(), limits=limits)
-    for name in ("x" * 5_000, "a\nb", "\ud800"):
+    for name in ("x" * 5_000, "y" * 129, "a\nb", "\ud800"):
         body = {**CHAT, "user": name}
         assert [(await gateway.post(body)).status for _ in range(2)] == [200, 429]
     for nobody in ("", None, 7, ["u"]):
         assert [(await gateway.post({**CHAT, "user": nobody})).status for _ in range(2)] == [200, 200]
+
+
+async def test_names_that_no_limit_is_about_leave_nothing_behind(make: MakeGateway) -> None:
+    limits = ({"scope": "tag:known*", "amount": 10_000, "unit": "requests"}, *settings_for(Path()).limits)
+    gateway = await make(FakeProvider(), limits=limits)
+    tables = gateway.sark.tables
+    for n in range(200):
+        tags = {"x-sark-tags": ",".join(f"made-up-{n}-{each}" for each in range(8)), "x-sark-end-user": f"nobody-{n}"}
+        assert (await gateway.post(headers=tags)).status == 200
+        assert (await gateway.post(headers={"x-sark-tags": f"known, made-up-{n}"})).status == 200
+    assert len(tables._laid) == 2
+    assert {scope for entry in await gateway.entries() for scope in entry.scopes if scope.startswith("tag:")} == {"tag:known"}
+    await gateway.sark.limits.set(Limit(scope="tag:made-up-1", amount=Decimal(0), unit="requests"))
+    assert (await gateway.post(headers={"x-sark-tags": "made-up-1"})).status == 429, "a new limit counts at once"
 
 
 async def test_a_principal_touches_what_it_belongs_to_over_any_number_of_steps(books: MakeGateway) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import getpass
 import json
+import sqlite3
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 from typing import TypeVar
@@ -157,6 +159,12 @@ def test_top_ups_add_up_and_the_same_id_counts_once(config: Path) -> None:
     assert less.stdout == "team:ml/usd/total allows team:ml 52.00 usd, 52.00 left\n"
 
 
+def test_what_is_taken_away_needs_no_minus(config: Path) -> None:
+    sark("limits", "set", "team:ml", "50", "--window", "total", "-c", config)
+    less = sark("limits", "top-up", "team:ml", "--take", "0.5", "-c", config)
+    assert less.stdout == "team:ml/usd/total allows team:ml 49.50 usd, 49.50 left\n"
+
+
 def test_an_override_is_for_a_time_and_can_be_ended(config: Path) -> None:
     sark("limits", "set", "team:ml", "50", "--window", "total", "-c", config)
     done = printed("limits", "override", "team:ml", "80", "--for", "2h", "--json", "-c", config)
@@ -188,6 +196,14 @@ def test_the_end_of_an_override_is_read_in_a_zone(config: Path) -> None:
         (("override", "team:ml", "5", "--until", "2020-01-01"), "end in the future"),
         (("top-up", "team:other", "5"), "no limit of root"),
         (("top-up", "team:ml", "many"), "not an amount"),
+        (("top-up", "team:ml", "1e999999999"), "must not exceed"),
+        (("top-up", "team:ml", "--", "-1e999999999"), "must not exceed"),
+        (("top-up", "team:ml", "sNaN"), "not a finite amount"),
+        (("override", "team:ml", "sNaN", "--for", "2h"), "not a finite amount"),
+        (("top-up", "team:ml"), "--take AMOUNT"),
+        (("top-up", "team:ml", "1", "--take", "1"), "--take AMOUNT"),
+        (("top-up", "team:ml", "--take", "0"), "more than 0"),
+        (("set", "team:ml", "--", "-1"), "sark-mw: amount: "),
         (("set", "team:ml", "5", "--timezone", "Mars/Olympus"), "timezone: "),
         (("set", "team:ml", "--", "-5"), "amount: "),
         (("delete", "team:none/usd/day@UTC"), "there is no limit"),
@@ -240,6 +256,35 @@ def test_an_import_shows_the_difference_and_prunes_only_if_asked(config: Path) -
     assert [each["scope"] for each in printed("limits", "list", "--json", "-c", config)] == ["team:ml", "team:new"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"limits": [{"scope": "user:z", "amount": "1"}], "limits": []}',
+        '{"limits": [{"scope": "a:b", "amount": 1, "amount": 9}]}',
+    ],
+)
+def test_a_json_file_that_names_something_twice_is_refused(config: Path, text: str) -> None:
+    sark("limits", "set", "team:ml", "50", "-c", config)
+    done = sark("limits", "import", "-", "--format", "json", "--prune", "-c", config, stdin=text)
+    assert done.returncode == 2 and "named twice" in done.stderr
+    assert [each["scope"] for each in printed("limits", "list", "--json", "-c", config)] == ["team:ml"]
+
+
+@pytest.mark.parametrize("empty_file", [False, True])
+def test_a_dry_run_makes_no_schema_and_no_file(tmp_path: Path, limits_file: Path, empty_file: bool) -> None:
+    config, database = settings_file(tmp_path), tmp_path / "ledger.db"
+    assert str(database) in config.read_text() and not database.exists()
+    if empty_file:
+        database.touch()
+    done = sark("limits", "import", limits_file, "--dry-run", "-c", config)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "4 added, 0 changed, 0 dropped, 0 unchanged")
+    assert sark("limits", "set", "team:ml", "1", "--dry-run", "-c", config).returncode == 0
+    assert database.exists() == empty_file
+    if empty_file:
+        with closing(sqlite3.connect(database)) as connection:
+            assert connection.execute("select name from sqlite_master").fetchall() == []
+
+
 def test_an_empty_file_with_prune_drops_all_of_the_root(config: Path) -> None:
     sark("limits", "set", "team:ml", "50", "-c", config)
     assert sark("limits", "export", "--root", "nobody", "-c", config).stdout == "limits = []\n"
@@ -253,6 +298,7 @@ def test_an_empty_file_with_prune_drops_all_of_the_root(config: Path) -> None:
     [
         ('[[limits]]\nscope = "user:a"\namount = 1\ncolor = "red"', "limits[0].color: there is no such field"),
         ('[[limits]]\nscope = "user:a"\namount = -1', "limits[0].amount: "),
+        ('[[limits]]\nscope = "user:a"\namount = 1\nthresholds = [true]', "limits[0].thresholds.0: "),
         ('[[limits]]\nscope = "user:a"', "limits[0].amount: "),
         (
             '[[limits]]\nscope = "a:b"\namount = 1\n[[limits]]\nscope = "user:a"\namount = 1\ntimezone = "X/Y"',

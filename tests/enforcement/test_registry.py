@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sark_mw.enforcement.limits import LimitRegistry
+from sark_mw.enforcement.limits import LimitRegistry, LimitStatus
 from sark_mw.errors import ConfigurationError, LedgerUnavailableError, MoneyError, RefusedError, StoreDataLostError
 from sark_mw.ledger.base import CostFilter
 from sark_mw.ledger.events import EventFilter, LimitEvent
@@ -203,6 +203,85 @@ async def test_the_same_top_up_twice_counts_once(sark: Sark) -> None:
     for _ in range(3):
         status = await sark.limits.top_up("key:shop", Decimal(5), event_id="payment-77")
     assert status.topped_up == 5 * 10**9
+
+
+async def test_a_repeat_changes_nothing_even_when_its_override_has_ended(sark: Sark) -> None:
+    await sark.limits.set(budget("key:shop", "1"))
+    (status,) = await sark.limits.status(DEFAULT_ROOT, ["key:shop"])
+    ended = LimitEvent(
+        event_id="launch",
+        kind="override",
+        root=DEFAULT_ROOT,
+        limit_id=status.limit.limit_id,
+        scope="key:shop",
+        counter=status.limit.base("key:shop"),
+        unit="usd",
+        amount=5 * 10**9,
+        until_ms=1_000,
+    )
+    await sark.ledger.record_events([ended])
+    status = await sark.limits.override("key:shop", Decimal(5), 1_000, event_id="launch")
+    assert (status.amount, status.override_until_ms) == (10**9, 0)
+    with pytest.raises(ConfigurationError, match="in the future"):
+        await sark.limits.override("key:shop", Decimal(5), 1_000, event_id="another")
+
+
+async def test_an_override_for_so_long_is_the_same_when_it_is_repeated_later(sark: Sark, monkeypatch: pytest.MonkeyPatch) -> None:
+    await sark.limits.set(budget("key:shop", "1"))
+    first = await sark.limits.override("key:shop", Decimal(5), for_s=3600, event_id="launch")
+    monkeypatch.setattr(sark.clock, "now_ms", lambda: first.at_ms + 60_000)
+    again = await sark.limits.override("key:shop", Decimal(5), for_s=3600, event_id="launch")
+    assert again.override_until_ms == first.override_until_ms
+    (recorded,) = await sark.limits.history(EventFilter(kinds=("override",)))
+    assert (recorded.event.detail_json, recorded.event.until_ms) == ('{"for_s":3600}', first.override_until_ms)
+    for other in ({"for_s": 3601}, {"until_ms": first.override_until_ms}):
+        with pytest.raises(ConfigurationError, match="another change"):
+            await sark.limits.override("key:shop", Decimal(5), event_id="launch", **other)
+    with pytest.raises(ConfigurationError, match="not both"):
+        await sark.limits.override("key:shop", Decimal(5), first.override_until_ms, for_s=60)
+
+
+@pytest.mark.parametrize(
+    "other", [{"root": "other"}, {"scope": "key:b"}, {"window": "day"}, {"unit": "requests", "window": "month"}, {"amount": 6}]
+)
+async def test_an_event_id_belongs_to_one_change(sark: Sark, other: dict[str, object]) -> None:
+    await sark.limits.set(
+        budget("key:*", "1"),
+        budget("key:*", "1", window="day"),
+        budget("key:*", "1", unit="requests"),
+        budget("key:*", "1", root="other"),
+    )
+    first = {"scope": "key:a", "amount": 5, "unit": "usd", "window": "month"}
+    for _ in range(2):
+        assert (await _top_up(sark, **first)).topped_up == 5 * 10**9
+    with pytest.raises(ConfigurationError, match="another change"):
+        await _top_up(sark, **{**first, **other})
+    with pytest.raises(ConfigurationError, match="another change"):
+        await sark.limits.override("key:a", Decimal(5), for_s=60, unit="usd", window="month", event_id="payment-77")
+    assert len(await sark.limits.history(EventFilter(kinds=("top_up", "override")))) == 1
+
+
+async def _top_up(sark: Sark, scope: str, amount: int, **which: str) -> LimitStatus:
+    return await sark.limits.top_up(scope, Decimal(amount), event_id="payment-77", **which)
+
+
+async def test_a_limit_that_only_counts_on_a_scope_is_not_topped_up_there(sark: Sark) -> None:
+    await sark.limits.set(budget("user:*", "1"), budget("user:al", "2"))
+    with pytest.raises(ConfigurationError, match="only counts on 'user:al'"):
+        await sark.limits.top_up("user:al", Decimal(1), limit_id="user:*/usd/month@UTC")
+    with pytest.raises(ConfigurationError, match="only counts on 'user:al'"):
+        await sark.limits.override("user:al", Decimal(1), for_s=60, limit_id="user:*/usd/month@UTC")
+    assert (await sark.limits.top_up("user:al", Decimal(1))).amount == 3 * 10**9
+
+
+@pytest.mark.parametrize("unit", ["usd", "requests"])
+@pytest.mark.parametrize("amount", ["1e999999999", "-1e999999999", "sNaN", "NaN", "Infinity"])
+async def test_what_is_no_amount_is_no_top_up_and_no_override(sark: Sark, unit: str, amount: str) -> None:
+    await sark.limits.set(budget("key:shop", "1", unit=unit))
+    with pytest.raises(MoneyError):
+        await sark.limits.top_up("key:shop", Decimal(amount))
+    with pytest.raises(MoneyError):
+        await sark.limits.override("key:shop", Decimal(amount), for_s=60)
 
 
 async def test_many_top_ups_at_once_from_several_processes_all_count(valkey_server: RedisHandle, tmp_path: Path) -> None:

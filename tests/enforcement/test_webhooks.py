@@ -7,6 +7,7 @@ import base64
 import builtins
 import contextlib
 import json
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from sark_mw.enforcement.webhook_sender import message_id_of
 from sark_mw.enforcement.webhooks import Webhooks, retry_ms
 from sark_mw.errors import ConfigurationError, LedgerError
 from sark_mw.instrumentation.base import NullInstrumentation
@@ -293,6 +295,53 @@ async def test_one_receiver_gets_a_few_at_once_and_a_round_goes_on_until_nothing
         await round_
         assert outcomes == {"delivered": 60}
     assert receiver.most_at_once == 8
+
+
+async def test_a_receiver_that_hangs_keeps_no_other_waiting_and_is_left_alone_for_a_while(ledger: Ledger) -> None:
+    healthy, hanging = Receiver(), Receiver()
+    healthy.gate.set()
+    now_ms = int(time.time() * 1000)
+    await ledger.record_events([limit_event(number, at_ms=now_ms) for number in range(1, 201)])
+    async with healthy.serving() as one, hanging.serving() as two:
+        hooks = hook(f"{one}/hooks/a"), hook(f"{two}/hooks/b", timeout_s=60)
+        async with webhooks_to(ledger, *hooks) as (webhooks, outcomes):
+            round_ = asyncio.create_task(webhooks.round())
+            while len(healthy.got) < 200:
+                await asyncio.sleep(0.01)
+            assert hanging.most_at_once == len(hanging.got) == 8 and outcomes["failed"] == 0
+            round_.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await round_
+        hanging.gate.set()
+    assert len(set(healthy.events)) == 200
+
+
+async def test_events_wait_for_a_receiver_that_does_not_answer_without_an_attempt(
+    ledger: Ledger, receiver: Receiver, address: str
+) -> None:
+    await ledger.record_events([limit_event(number) for number in range(1, 25)])
+    receiver.gate.clear()
+    async with webhooks_to(ledger, hook(f"{address}/hooks/a", timeout_s=0.3)) as (webhooks, outcomes):
+        assert await webhooks.deliver_once(NOW) == 0
+        assert (len(receiver.got), outcomes) == (8, {"failed": 8})
+        await ledger.record_events([limit_event(25)])
+        receiver.gate.set()
+        assert await webhooks.deliver_once(NOW + 29_999) == 0  # it is left alone
+        assert len(receiver.got) == 8
+        by_attempts = Counter(each.attempts for each in await ledger.events(EventFilter()))
+        assert by_attempts == {1: 8, 0: 17}
+        assert [await webhooks.deliver_once(NOW + 30_000) for _ in range(2)] == [24, 1]
+    assert await undelivered(ledger) == []
+
+
+async def test_one_event_that_a_receiver_refuses_does_not_keep_the_others_from_it(
+    ledger: Ledger, receiver: Receiver, address: str
+) -> None:
+    await ledger.record_events([limit_event(number) for number in range(1, 25)])
+    refused = message_id_of(limit_event(1))
+    receiver.answer = lambda request: Response(status_code=400 if request.headers["webhook-id"] == refused else 204)
+    async with webhooks_to(ledger, hook(f"{address}/hooks/a")) as (webhooks, _):
+        assert await webhooks.deliver_once(NOW) == 23
 
 
 async def test_attempts_end_some_days_after_the_event(ledger: Ledger, receiver: Receiver, address: str) -> None:

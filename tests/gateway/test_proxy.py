@@ -63,6 +63,16 @@ async def test_headers_of_the_connection_and_of_the_principal_stay_behind_and_ke
     assert response.headers["x-kept"] == "1" and "x-named" not in response.headers and "keep-alive" not in response.headers
 
 
+@pytest.mark.parametrize("forward", [True, False])
+async def test_what_callers_say_to_us_stays_here_and_their_keys_go_on_if_they_may(forward: bool) -> None:
+    upstream = Upstream()
+    sent = {f"x-sark-{name}": "acme" for name in ("run", "run-budget", "end-user", "tags", "actor")}
+    async with proxied(upstream, forward_idempotency_key=forward) as url, httpx.AsyncClient() as client:
+        await client.post(url, content=b"{}", headers={**sent, "idempotency-key": "k-1", "x-other": "1"})
+    assert not [name for name in upstream.seen if name.startswith(b"x-sark-")]
+    assert upstream.seen[b"x-other"] == b"1" and upstream.seen.get(b"idempotency-key") == (b"k-1" if forward else None)
+
+
 async def test_nothing_is_added_to_what_the_client_says() -> None:
     upstream = Upstream()
     async with proxied(upstream) as url:

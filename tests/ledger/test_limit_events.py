@@ -119,6 +119,8 @@ FILTERS = [
     (EventFilter(kinds=("rollover", "set")), [4, 3]),
     (EventFilter(since_ms=NOON_MS + 3), [4, 3]),
     (EventFilter(since_ms=-(2**70), before_seq=2**70), [4, 3, 2, 1]),
+    (EventFilter(actor="admin:eve", root="acme"), [4]),
+    (EventFilter(actor="nobody"), []),
     (EventFilter(kinds=("no such",)), []),
 ]
 
@@ -132,7 +134,7 @@ async def test_events_are_listed_by_what_is_asked_the_newest_first(
             limit_event(1),
             limit_event(2, scope="team:ml", limit_id="team:ml/usd/day@UTC"),
             limit_event(3, root="other", kind="rollover"),
-            limit_event(4, kind="set"),
+            limit_event(4, kind="set", actor="admin:eve"),
         ]
     )
     assert names(await ledger.events(query)) == [f"event-{number:06d}" for number in numbers]
@@ -205,6 +207,9 @@ async def test_an_event_is_claimed_once_until_its_next_attempt_is_due(ledger: Le
     assert names(await ledger.claim_events(KINDS, now + 1000, 10_000, 5)) == ["event-000004"]
     (late,) = await ledger.claim_events(KINDS, now + 5000, 1000, 5)
     assert (late.event.event_id, late.attempts, late.done) == ("event-000003", 2, ("one", "two"))
+    await ledger.postpone(late.seq, now + 6000, ("one",), tried=False)
+    (late,) = await ledger.claim_events(KINDS, now + 6000, 100_000, 1)
+    assert (late.event.event_id, late.attempts, late.done) == ("event-000003", 2, ("one",))
     by_id = {each.event.event_id: each.delivered for each in await ledger.events(ALL)}
     assert by_id == {"event-000001": True, "event-000002": False, "event-000003": False, "event-000004": False}
 

@@ -203,3 +203,10 @@ async def test_a_store_of_ones_own_is_kept_and_the_gateways_used_otherwise() -> 
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigurationError, match=complaint):
         RateLimitPlugin(**options)
+
+
+async def test_only_the_first_attempt_of_a_request_is_counted() -> None:
+    plugin = RateLimitPlugin(max_requests=2)
+    attempts = (0, 1, 2, 0, 1, 0, 1)
+    decisions = [await plugin.evaluate(a_context(environment={"attempt": attempt})) for attempt in attempts]
+    assert [decision.allowed for decision in decisions] == [True, True, True, True, True, False, True]
