@@ -78,7 +78,7 @@ async def test_the_table_is_a_compressed_hypertable_with_a_live_daily_aggregate(
     community: None, database: Database, open_it: Callable[..., PostgresLedger]
 ) -> None:
     done = await open_it().migrate()
-    assert done[5:] == [
+    assert [label for label in done if label.startswith("timescale/")] == [
         f"timescale/{name}" for name in ("0001_hypertable", "0002_columnstore", "0003_cost_daily", "0004_fill_cost_daily")
     ]
     assert await database.rows("select hypertable_name from timescaledb_information.hypertables where compression_enabled") == [
