@@ -105,7 +105,12 @@ class Grants:
         carry = self._carries.get(base_of(line.counter))
         carried = self._carried.get(line.counter, 0)
         if carry and line.ordinal < carry.current.ordinal:
-            return carried  # the clock went back
+            # The clock went back: what was carried on, and is used there, is not there a second time. Nor are periods between
+            # idle any more.
+            if write and carry.before and line.ordinal > carry.before.ordinal:
+                between = carry.current.ordinal - carry.before.ordinal - 1
+                carry.gap = max(carry.gap, between * carry.current.amount)
+            return carried - self._used_beyond(carry.current)
         if carry is None or line.ordinal > carry.current.ordinal:
             looked = self._turned(carry, line, write=write)
         else:
@@ -144,6 +149,14 @@ class Grants:
             self._put(line, self._turned(carry, line, write=True))
         elif carry.before and carry.before.ordinal < line.ordinal < carry.current.ordinal:
             carry.gap += booked
+
+    def _used_beyond(self, slot: Slot) -> int:
+        """Tell what a period has used beyond its own amount and top-ups: of what was carried into it."""
+        if slot.rest is not None:
+            return 0
+        spent, held = self._read(slot.counter)
+        top_up = self._top_ups.get(slot.counter)
+        return max(spent + held - slot.amount - (top_up.amount if top_up else 0), 0)
 
     def _rest(self, slot: Slot, unwritten: int = 0) -> int:
         if slot.rest is not None:

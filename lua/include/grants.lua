@@ -118,6 +118,17 @@ local function note_booking(book, line, amount)
   end
 end
 
+-- What the period of a record has used beyond its own amount and top-ups: of what was carried into it.
+local function used_beyond(key, c)
+  if string.byte(c.slot) == 114 then
+    return 0
+  end
+  local spent = tonumber(redis.call('HGET', key.spent, c.counter) or '0')
+  local held = tonumber(redis.call('HGET', key.held, c.counter) or '0')
+  local top_up = tonumber(string.match(redis.call('HGET', key.grants, c.counter) or '', '^%-?%d+') or '0')
+  return math.max(spent + held - tonumber(string.sub(c.slot, 2)) - top_up, 0)
+end
+
 -- Reckon what is carried into a line's period; `write` takes the turn of periods down.
 local function carry_over(book, line, write)
   local key, field = book.key, base_of(line.counter) .. '|carry'
@@ -125,8 +136,12 @@ local function carry_over(book, line, write)
   local c = parse_carry(text)
   local carried = tonumber(redis.call('HGET', key.grants, line.counter .. '|carried') or '0')
   if c and line.ordinal < c.ordinal then
-    -- The clock went back.
-    return carried
+    -- The clock went back: what was carried on, and is used there, is not there a second time. Nor are periods between idle any more.
+    if write and c.before_ordinal and line.ordinal > c.before_ordinal then
+      c.gap = math.max(c.gap, (c.ordinal - c.before_ordinal - 1) * tonumber(string.sub(c.slot, 2)))
+      redis.call('HSET', key.grants, field, format_carry(c))
+    end
+    return carried - used_beyond(key, c)
   end
   if not c or line.ordinal > c.ordinal then
     c = turn_carry(book, c, line, write)
