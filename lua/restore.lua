@@ -47,7 +47,7 @@ at = at + 1
 for _ = 1, tonumber(ARGV[at]) do
   local line = {
     counter = ARGV[at + 1], ends = tonumber(ARGV[at + 3]), rolling = tonumber(ARGV[at + 4]), bucket = tonumber(ARGV[at + 5]),
-    idle = tonumber(ARGV[at + 6]), carries = ARGV[at + 7] == '1',
+    idle = ARGV[at + 6] ~= '0' and tonumber(ARGV[at + 6]), carries = ARGV[at + 7] == '1',
   }
   if line.rolling > 0 and ARGV[at + 2] ~= '0' then
     -- The ledger's sum of a window is not spread over its buckets: all of it leaves a window from now.

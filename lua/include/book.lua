@@ -104,7 +104,7 @@ end
 
 -- Book an amount on a line, in the bucket of `made` if it rolls; what left the window already is not counted.
 local function spend(book, line, made, amount)
-  if line.idle > 0 then
+  if line.idle then
     -- A correction may come after the counter was forgotten: it leaves no less than nothing.
     local row = book.rows[line.counter]
     amount = math.max(amount, -(row.spent + row.add_spent))
@@ -140,7 +140,7 @@ end
 local function keep_until(book, line)
   if line.rolling > 0 then
     redis.call('ZADD', book.key.periods, digits(book.now + line.rolling + book.retention), line.counter)
-  elseif line.idle > 0 then
+  elseif line.idle then
     redis.call('ZADD', book.key.periods, digits(book.now + line.idle), line.counter)
   elseif line.carries then
     -- Its rest may be corrected for as long as reservations are remembered.
@@ -186,7 +186,7 @@ end
 local function begin_anew(book, lines)
   local key = book.key
   for _, line in ipairs(lines) do
-    local row = line.idle > 0 and book.rows[line.counter]
+    local row = line.idle and book.rows[line.counter]
     if row and row.held == 0 and row.spent ~= 0 then
       local ended = tonumber(redis.call('ZSCORE', key.periods, line.counter) or '')
       if ended and ended < book.now then
@@ -202,7 +202,7 @@ end
 -- Whether what is kept of a counter has changed in a way that moves the time until which it is kept.
 local function is_kept_anew(row, line)
   return row.spent_changed and (row.is_new or line.rolling > 0)
-    or (row.spent_changed or row.held_changed) and (line.idle > 0 or line.carries)
+    or (row.spent_changed or row.held_changed) and (line.idle or line.carries)
 end
 
 local function close_book(book)
@@ -213,7 +213,7 @@ local function close_book(book)
   for n = 1, #book.order do
     local row = book.order[n]
     local line = row.line
-    if row.spent_changed or line.idle > 0 or line.carries then
+    if row.spent_changed or line.idle or line.carries then
       if is_kept_anew(row, line) then
         keep_until(book, line)
         row.is_new = false

@@ -182,10 +182,10 @@ local function apply_grants(book, lines, has_grants, write)
   local changed = false
   for n = 1, #lines do
     local line = lines[n]
-    if line.amount >= 0 and (has_grants or line.carry_cap > 0) then
+    if line.amount >= 0 and (has_grants or line.carries) then
       local override, topped = parse_grants(book.now, found[2 * n - 1] or nil, found[2 * n] or nil)
       local amount, carried = override or line.amount, 0
-      if line.carry_cap > 0 and book.now >= line.starts and (line.ends == 0 or book.now < line.ends) then
+      if line.carries and book.now >= line.starts and (line.ends == 0 or book.now < line.ends) then
         carried = carry_over(book, line, write)
       end
       line.amount = math.min(math.max(amount + topped + carried, 0), MAX_COUNTER)

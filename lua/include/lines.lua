@@ -10,8 +10,9 @@ local function parse_kind(line, kind)
       line.idle = tonumber(first)
     elseif word == 'c' then
       line.carry_cap, line.ordinal, line.carry_from, line.carries = tonumber(first), tonumber(second), tonumber(third), true
+      line.base_amount = line.amount
     elseif word == 't' then
-      line.thresholds = value
+      line.thresholds, line.base_amount = value, line.amount
     end
   end
 end
@@ -20,11 +21,10 @@ local function parse_lines(argv, at, count)
   local lines = {}
   for i = 1, count do
     local kind, amount = argv[at + 5], tonumber(argv[at + 2])
-    -- All fields at once, here as in a row: a table that grows field by field is laid out anew several times.
+    -- All fields at once, and eight of them: a table that grows is laid out anew, and one of nine has room for sixteen.
     local line = {
       counter = argv[at], unit = argv[at + 1], amount = amount, starts = tonumber(argv[at + 3]),
-      ends = tonumber(argv[at + 4]), rolling = 0, bucket = 0, enforce = kind == 'e', soft = false,
-      idle = 0, carries = false, carry_cap = 0, ordinal = 0, carry_from = 0, thresholds = false, base_amount = amount, row = false,
+      ends = tonumber(argv[at + 4]), rolling = 0, enforce = kind == 'e', row = false,
     }
     if kind ~= 'e' then
       line.enforce, line.soft = string.byte(kind) == 101, string.byte(kind) == 111

@@ -13,10 +13,9 @@ local function parse_line_texts(text)
   for unit, rolling, bucket, ends, options, counter in string.gmatch(text, '\n(%S+) (%d+) (%d+) (%d+) (%S+) (%S+)') do
     local line = {
       unit = unit, rolling = tonumber(rolling), bucket = tonumber(bucket), ends = tonumber(ends), counter = counter,
-      idle = 0, carries = false, thresholds = false, base_amount = 0,
     }
     if options ~= '-' then
-      line.idle = tonumber(string.match(options, 'k(%d+)') or '0')
+      line.idle = tonumber(string.match(options, 'k(%d+)') or '')
       local cap, ordinal, from, carry_amount = string.match(options, 'c(%d+),(%-?%d+),(%-?%d+):(%d+)')
       if cap then
         line.carries, line.carry_cap, line.ordinal = true, tonumber(cap), tonumber(ordinal)

@@ -33,7 +33,7 @@ local function fire_thresholds(book, row, shard, epoch)
       local percent = tonumber(word)
       if percent > fired and percent <= now_reached then
         -- A window without periods may come to the same threshold again.
-        local again = (line.rolling > 0 or line.idle > 0) and ('#' .. digits(book.now)) or ''
+        local again = (line.rolling > 0 or line.idle) and ('#' .. digits(book.now)) or ''
         append_event(key, shard, epoch, book.now, 'threshold', counter, counter .. '#' .. word .. again, {
           counter = counter, percent = percent, spent = digits(row.spent), amount = digits(amount),
         })
