@@ -1,0 +1,35 @@
+"""Start a zygote: run by path with `python -I -S`, so nothing of the user's environment or site-packages is read.
+
+The packages around `inside` are stood in for by empty ones: importing them would bring the whole gateway along.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+
+def _stand_in(name: str, folder: Path) -> None:
+    module = ModuleType(name)
+    module.__path__ = [str(folder)]
+    sys.modules[name] = module
+    parent, _, child = name.rpartition(".")
+    if parent:
+        setattr(sys.modules[parent], child, module)
+
+
+def _main() -> None:
+    here = Path(__file__).resolve().parent
+    package = here.parent.parent
+    # The folder of this script would let `import options` and the like find our files.
+    sys.path[:] = [entry for entry in sys.path if entry != str(here)]
+    _stand_in("sark_mw", package)
+    _stand_in("sark_mw.policy", package / "policy")
+    _stand_in("sark_mw.policy.isolated", here)
+    importlib.import_module("sark_mw.policy.isolated.inside.zygote").main(sys.argv[1])
+
+
+if __name__ == "__main__":
+    _main()

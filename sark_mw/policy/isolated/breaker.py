@@ -1,0 +1,48 @@
+"""Stop asking a plugin whose workers keep dying, and try again later."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Literal
+
+from sark_mw.policy.isolated.options import IsolationOptions
+
+
+class Breaker:
+    """Counts deaths. `closed`: ask; `open`: do not; `probing`: one request decides which of the two comes next."""
+
+    def __init__(self, isolation: IsolationOptions) -> None:
+        self._isolation = isolation
+        self._deaths: deque[float] = deque(maxlen=isolation.breaker_deaths)
+        self._seconds = isolation.breaker_s
+        self._in_a_row = 0
+        self.state: Literal["closed", "open", "probing"] = "closed"
+        self.opened = 0
+
+    def died(self, now: float) -> float:
+        """Count a death and return the seconds after which a new worker may start."""
+        self._deaths.append(now)
+        self._in_a_row += 1
+        recent = len(self._deaths) == self._isolation.breaker_deaths and now - self._deaths[0] <= self._isolation.breaker_window_s
+        if self.state != "closed" or recent:
+            if self.state == "probing":
+                self._seconds = min(self._seconds * 2, self._isolation.breaker_most_s)
+            self.state = "open"
+            self.opened += 1
+            return self._seconds
+        if self._in_a_row == 1:
+            return 0.0
+        return min(self._isolation.backoff_s * 2.0 ** (min(self._in_a_row, 30) - 2), self._isolation.backoff_most_s)
+
+    def started(self) -> None:
+        """A worker is ready: an open breaker lets one request through."""
+        if self.state == "open":
+            self.state = "probing"
+
+    def answered(self) -> None:
+        """A worker answered."""
+        self._in_a_row = 0
+        if self.state != "closed":
+            self.state = "closed"
+            self._deaths.clear()
+            self._seconds = self._isolation.breaker_s

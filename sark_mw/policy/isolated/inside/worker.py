@@ -1,0 +1,230 @@
+"""A worker: locked down first, then it takes a plugin's source over its socket and answers one request after the other.
+
+Frames are a length (4 bytes, big endian) and JSON. Whatever runs in here may be hostile: the gateway believes no more than the
+few typed fields of a reply, and this side's only care is that an honest plugin's answer fits into them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import json
+import math
+import os
+import struct
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from types import ModuleType
+from typing import Any, NoReturn
+
+from sark_mw.errors import ConfigurationError
+from sark_mw.policy.isolated.inside import api
+from sark_mw.policy.isolated.inside.lockdown import Layers, WorkerLockdown
+from sark_mw.policy.isolated.inside.loop import QuietLoop
+
+#: The only descriptor of a worker: the lowest, so that a limit of one descriptor leaves no number for another.
+SOCKET = 0
+_MODULE = "isolated_plugin"
+_REASON_CHARS = 500
+_DEPTH = 12
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+#: Ready before memory is short.
+_OUT_OF_MEMORY = b'"MemoryError","text":"the plugin used more memory than it may"}'
+
+
+class _Silence(io.TextIOBase):
+    """Where prints go."""
+
+    def write(self, text: str, /) -> int:
+        return len(text)
+
+
+def run(handle: int, lockdown: WorkerLockdown, memory_bytes: int, cpu_s: int, zygote: int) -> NoReturn:
+    """Live as a worker; never returns."""
+    status = 70
+    try:
+        if handle != SOCKET:
+            os.dup2(handle, SOCKET)
+        os.closerange(SOCKET + 1, 1 << 20)
+        sys.stdin = None
+        sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = _Silence()  # type: ignore[misc, assignment]  # prints go nowhere
+        _serve(lockdown.put_on(memory_bytes, cpu_s, zygote))
+        status = 0
+    except OSError:
+        status = 0  # the gateway closed its end
+    except MemoryError:
+        status = 71
+    finally:
+        os._exit(status)
+
+
+def _frames() -> Iterator[bytes]:
+    kept = bytearray()
+    while True:
+        while len(kept) >= 4:
+            (length,) = struct.unpack_from(">I", kept)
+            if len(kept) < 4 + length:
+                break
+            frame = bytes(kept[4 : 4 + length])
+            del kept[: 4 + length]
+            yield frame
+        more = os.read(SOCKET, 65536)
+        if not more:
+            return
+        kept += more
+
+
+def _write(body: bytes) -> None:
+    frame = memoryview(struct.pack(">I", len(body)) + body)
+    while frame:
+        frame = frame[os.write(SOCKET, frame) :]
+
+
+def _send(message: dict[str, Any]) -> None:
+    _write(_encode(message).encode())
+
+
+def _serve(layers: Layers) -> None:
+    frames = _frames()
+    # Not before the gateway spoke: until then the socket is the zygote's, which tells of our birth on it.
+    header = json.loads(next(frames, b"") or os._exit(0))
+    _send({"locked": layers})
+    source = next(frames, None)
+    if source is None:
+        return  # this lockdown does not please the gateway
+    loop = QuietLoop()
+    try:
+        plugin = _load(source, header, loop)
+        _send({"ready": _described(plugin)})
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # the plugin boundary
+        _send({"refused": _told(error)})
+        return
+    judge = _Judge(plugin, loop, header["reply_bytes"])
+    for frame in frames:
+        judge.answer(frame)
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, ConfigurationError):
+        return str(error)[:2000]
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001  # its own __str__
+        text = ""
+    return f"{type(error).__name__}: {_text(text, 1900)}"
+
+
+def _load(source: bytes, header: dict[str, Any], loop: QuietLoop) -> api.PolicyPlugin:
+    name = header["name"]
+    try:
+        code = compile(source, name, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError) as error:
+        raise ConfigurationError(f"is not valid Python: {error}") from None
+    module = ModuleType(_MODULE)
+    module.__file__ = name
+    sys.modules[_MODULE] = module
+    try:
+        exec(code, module.__dict__)  # noqa: S102  # what this process is for
+    except (Exception, SystemExit) as error:  # the plugin boundary
+        raise ConfigurationError(f"failed to run: {_told(error)}") from error
+    plugin_class = _plugin_class(module, header["class_name"])
+    options = header["options"]
+    try:
+        plugin = plugin_class(**options)
+        loop.run_until_complete(plugin.on_load())
+    except (Exception, SystemExit) as error:  # the plugin boundary
+        given = ", ".join(sorted(options)) or "none"
+        raise ConfigurationError(
+            f"{plugin_class.__name__} cannot be built with the options given ({given}): {_told(error)}"
+        ) from error
+    return plugin
+
+
+def _plugin_class(module: ModuleType, wanted: str | None) -> type[api.PolicyPlugin]:
+    found = {
+        value.__name__: value
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, api.PolicyPlugin) and value.__module__ == module.__name__
+    }
+    usable = {name: value for name, value in found.items() if not inspect.isabstract(value)}
+    listed = f"it defines {', '.join(sorted(found)) or 'none at all'}"
+    if wanted is not None:
+        if wanted not in usable:
+            raise ConfigurationError(f"defines no usable PolicyPlugin class {wanted!r}; {listed}")
+        return usable[wanted]
+    if len(usable) != 1:
+        many = "several PolicyPlugin classes; name one (class_name):" if usable else "no usable PolicyPlugin class;"
+        raise ConfigurationError(f"defines {many} {listed}")
+    return next(iter(usable.values()))
+
+
+def _described(plugin: api.PolicyPlugin) -> dict[str, Any]:
+    needs = plugin.needs
+    described = {name: getattr(plugin, name) for name in ("name", "version", "description", "priority", "timeout", "on_error")}
+    return described | {"needs": None if needs is None else sorted(needs)}
+
+
+class _Judge:
+    """Asks the plugin, one request after the other."""
+
+    def __init__(self, plugin: api.PolicyPlugin, loop: QuietLoop, reply_bytes: int) -> None:
+        self._plugin = plugin
+        self._loop = loop
+        self._reply_bytes = reply_bytes
+
+    def answer(self, frame: bytes) -> None:
+        number = 0
+        try:
+            number, principal, resource, capability, action, arguments, environment, timestamp = json.loads(frame)
+            del frame
+            context = api.PolicyContext(
+                principal, resource, capability, action, arguments, environment, datetime.fromisoformat(timestamp)
+            )
+            decision = self._loop.run_until_complete(self._plugin.evaluate(context))
+            _write(self._reply(number, decision))
+        except MemoryError:
+            # Whatever it kept is still there: the process ends, a fresh one takes over.
+            _write(b'{"id":%d,"error":%s' % (number, _OUT_OF_MEMORY))
+            os._exit(71)
+        except BaseException as error:  # noqa: BLE001  # the plugin boundary
+            _send({"id": number, "error": type(error).__name__[:100], "text": _told(error)[:_REASON_CHARS]})
+
+    def _reply(self, number: int, decision: Any) -> bytes:
+        if not isinstance(decision, api.PolicyDecision):
+            raise TypeError(f"evaluate() must return a PolicyDecision, not {type(decision).__name__}")
+        reply = {
+            "id": number,
+            "allowed": decision.allowed is True,
+            "reason": _text(str(decision.reason), _REASON_CHARS),
+            "metadata": _plain(decision.metadata or {}, _DEPTH) if isinstance(decision.metadata, dict) else {},
+            "obligations": [{"kind": str(each.kind), "value": each.value} for each in decision.obligations],
+        }
+        body = _encode(reply).encode()
+        if len(body) > self._reply_bytes:
+            body = _encode(reply | {"metadata": {"truncated": True}}).encode()
+        return body
+
+
+def _text(value: str, most: int) -> str:
+    value = value[:most]
+    return value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8", "replace")
+
+
+def _plain(value: Any, depth: int) -> Any:
+    """Make JSON that the gateway will take of whatever an honest plugin put into its metadata."""
+    if value is None or value is True or value is False:
+        return value
+    if isinstance(value, str):
+        return _text(value, 10_000)
+    if isinstance(value, int) and -(2**63) < value < 2**63:
+        return int(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return float(value)
+    if depth <= 0:
+        return "…"
+    if isinstance(value, dict):
+        return {_text(str(key), 200): _plain(each, depth - 1) for key, each in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(each, depth - 1) for each in value]
+    return _text(str(value) if not isinstance(value, int) else hex(value), 1000)

@@ -1,0 +1,93 @@
+"""How plugins are isolated, and what of it this system has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sark_mw.errors import ConfigurationError
+
+#: Without these nothing is claimed to hold. Each of the others is a second lock on a door that these lock: there is no system
+#: call for a network, and namespaces are refused in default containers.
+NEEDED_LAYERS = ("no_new_privs", "seccomp", "landlock_fs", "rlimits", "uid", "pidfd")
+LAYERS = (*NEEDED_LAYERS, "landlock_net", "landlock_scopes", "parent_death", "namespaces")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IsolationOptions:
+    """How the workers of one plugin run.
+
+    `require` refuses to run without one of `NEEDED_LAYERS`, `best-effort` warns. `timeout_s` is a decision's time where the
+    plugin names none, `cpu_s` the processor time it may use of that. `stateless` gives every request a process that served nobody
+    before. `preload` names modules beside the standard library that plugins may import: they are trusted and loaded before the
+    lockdown. After `breaker_deaths` deaths within `breaker_window_s` nobody is asked for `breaker_s` (doubled each time).
+    """
+
+    mode: Literal["require", "best-effort"] = "require"
+    workers: int = 1
+    stateless: bool = False
+    memory_bytes: int = 64 << 20
+    timeout_s: float = 5.0
+    cpu_s: float = 1.0
+    reply_bytes: int = 64 << 10
+    request_bytes: int = 4 << 20
+    pipeline: int = 64
+    queue: int = 1024
+    queue_bytes: int = 64 << 20
+    start_timeout_s: float = 10.0
+    backoff_s: float = 0.05
+    backoff_most_s: float = 5.0
+    breaker_deaths: int = 5
+    breaker_window_s: float = 30.0
+    breaker_s: float = 2.0
+    breaker_most_s: float = 60.0
+    worker_cpu_s: int = 600
+    preload: tuple[str, ...] = ()
+    namespaces: bool = True
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("require", "best-effort"):
+            raise ConfigurationError(f"isolation mode must be 'require' or 'best-effort', not {self.mode!r}")
+        if not 1 <= self.workers <= 8:
+            raise ConfigurationError(f"isolation workers must be from 1 to 8, not {self.workers!r}")
+        counts = (
+            *("memory_bytes", "timeout_s", "cpu_s", "reply_bytes", "request_bytes", "pipeline", "queue", "queue_bytes"),
+            *("start_timeout_s", "backoff_s", "breaker_deaths", "breaker_window_s", "breaker_s", "worker_cpu_s"),
+        )
+        for name in counts:
+            if not getattr(self, name) > 0:
+                raise ConfigurationError(f"isolation {name} must be above 0, not {getattr(self, name)!r}")
+        if self.reply_bytes > 1 << 20:
+            raise ConfigurationError("isolation reply_bytes must be at most 1 MiB: replies are read in the gateway's event loop")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardening:
+    """What holds a worker on this system: by layer True, or why it is not there."""
+
+    layers: Mapping[str, bool | str] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> Mapping[str, str]:
+        """Name the layers that are not there, with the reasons."""
+        return {name: str(self.layers.get(name) or "unknown") for name in LAYERS if self.layers.get(name) is not True}
+
+    @property
+    def lacking(self) -> Mapping[str, str]:
+        """Name those of them without which mode `require` refuses."""
+        return {name: reason for name, reason in self.missing.items() if name in NEEDED_LAYERS}
+
+    @property
+    def complete(self) -> bool:
+        """Tell whether mode `require` is content."""
+        return not self.lacking
+
+    def require(self) -> None:
+        """Raise `ConfigurationError` with the layers that are missing, if one is."""
+        if not self.complete:
+            reasons = "; ".join(f"{name} ({reason})" for name, reason in self.lacking.items())
+            raise ConfigurationError(
+                f"this system cannot isolate plugins: missing {reasons}. "
+                "Mode best-effort runs them all the same, held by less; WASM or rules need none of it"
+            )

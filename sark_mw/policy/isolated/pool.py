@@ -1,0 +1,350 @@
+"""The workers of one plugin in one event loop: who is asked what, who is to blame, and who comes after the dead."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections import deque
+from typing import Any
+
+from sark_mw.errors import ConfigurationError, PolicyEvaluationError
+from sark_mw.policy.base import PolicyDecision
+from sark_mw.policy.deadline import DeadlineExceededError
+from sark_mw.policy.isolated.breaker import Breaker
+from sark_mw.policy.isolated.link import Link, MalformedReplyError, Source, WorkerEndedError, start
+from sark_mw.policy.isolated.options import Hardening, IsolationOptions
+from sark_mw.policy.isolated.replies import Answer, read_answer
+from sark_mw.policy.isolated.requests import numbered
+from sark_mw.policy.isolated.zygote_process import Zygote
+
+logger = logging.getLogger(__name__)
+
+#: How often idle workers are looked at, and how much processor time one may have used meanwhile.
+_LOOK_S = 1.0
+_IDLE_CPU_S = 0.25
+#: A worker that has so much still to read gets no more.
+_UNREAD_BYTES = 1 << 20
+#: No timer rings sooner than this again.
+_LEAST_S = 0.001
+
+
+class _Call:
+    """A request on its way: at most twice, as the first worker may die of another one."""
+
+    __slots__ = ("body", "due", "future", "number", "seat", "sends", "timeout", "timer")
+
+    def __init__(self, body: bytes, timeout: float, future: asyncio.Future[PolicyDecision], now: float) -> None:
+        self.body = body
+        self.timeout = timeout
+        self.future = future
+        self.due = now + timeout
+        self.number = 0
+        self.sends = 0
+        self.seat: _Seat | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+    def fail(self, error: Exception) -> None:
+        """Tell the caller, if it still listens."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+    def forget(self) -> None:
+        """Nothing more is to be watched."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+
+class _Seat:
+    """A worker with the calls it has been sent. It answers in their order, so the first is the one it is busy with."""
+
+    __slots__ = ("calls", "cpu", "cpu_looked", "idle", "link", "retired", "since")
+
+    def __init__(self, link: Link, now: float) -> None:
+        self.link = link
+        self.calls: deque[_Call] = deque()
+        #: When the first call became that, and the worker's processor time then.
+        self.since = now
+        self.cpu = self.cpu_looked = link.cpu_seconds()
+        self.idle = True
+        self.retired = False
+
+    def takes(self, in_flight: int) -> bool:
+        """Tell whether one more request may be sent to it."""
+        return len(self.calls) < in_flight and not self.retired and self.link.unread_bytes < _UNREAD_BYTES
+
+    def next_call(self, now: float) -> None:
+        """The call before is done: time counts for the one after it."""
+        self.since = now
+        self.cpu = self.link.cpu_seconds()
+
+
+class Pool:
+    """Workers of one plugin. All of it happens in the event loop it was made in."""
+
+    def __init__(self, zygote: Zygote, source: Source, isolation: IsolationOptions) -> None:
+        self._zygote = zygote
+        self._source = source
+        self._isolation = isolation
+        self._loop = asyncio.get_running_loop()
+        self._seats: list[_Seat] = []
+        self._starting: set[asyncio.Task[None]] = set()
+        self._waiting: deque[_Call] = deque()
+        self._breaker = Breaker(isolation)
+        self._probe: _Call | None = None
+        self._held_bytes = 0
+        self._in_flight = 1 if isolation.stateless else isolation.pipeline
+        self._closed = False
+        self._look: asyncio.TimerHandle | None = None
+        self.hardening: Hardening | None = None
+        self.deaths = 0
+        self.last_death = ""
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Return the event loop that it lives in."""
+        return self._loop
+
+    @property
+    def broken(self) -> bool:
+        """Tell whether the breaker keeps requests away."""
+        return self._breaker.state != "closed"
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Return the process ids of the workers that are ready."""
+        return tuple(seat.link.pid for seat in self._seats)
+
+    async def open(self) -> None:
+        """Start the workers; raises what `start` raises where the first cannot be had."""
+        await self._seat_one()
+        self._fill()
+
+    async def ask(self, body: bytes, timeout: float) -> PolicyDecision:  # noqa: ASYNC109  # a limit that kills, not a wait
+        """Send a request and return the decision; raises `DeadlineExceededError` or `PolicyEvaluationError`."""
+        if self._closed:
+            raise PolicyEvaluationError("the plugin has been unloaded")
+        probing = self._breaker.state != "closed"
+        if probing and (self._breaker.state == "open" or self._probe is not None):
+            raise PolicyEvaluationError(f"not asked, since its workers keep dying: {self.last_death}")
+        if len(self._waiting) >= self._isolation.queue or self._held_bytes + len(body) > self._isolation.queue_bytes:
+            raise PolicyEvaluationError(f"{len(self._waiting)} requests are waiting for it already")
+        now = self._loop.time()
+        call = _Call(body, timeout, self._loop.create_future(), now)
+        call.timer = self._loop.call_later(min(timeout, self._isolation.cpu_s), self._ring, call)
+        if probing:
+            self._probe = call
+        self._waiting.append(call)
+        if not self._seats and not self._starting:
+            self._fill()  # an event loop that never saw on_load
+        self._hand_out()
+        self._held_bytes += len(body)
+        try:
+            # A caller that is cancelled cancels the future only: the timer still watches the worker.
+            return await call.future
+        finally:
+            self._held_bytes -= len(body)
+
+    def close(self) -> None:
+        """End all workers; what still waits fails."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._look is not None:
+            self._look.cancel()
+        for task in self._starting:
+            if not self._loop.is_closed():
+                task.cancel()
+        for seat in list(self._seats):
+            seat.retired = True
+            seat.link.end("the plugin was unloaded")
+        for call in self._waiting:
+            call.forget()
+            call.fail(PolicyEvaluationError("the plugin has been unloaded"))
+        self._waiting.clear()
+
+    async def ended(self) -> None:
+        """Wait until nothing is being started any more."""
+        await asyncio.gather(*self._starting, return_exceptions=True)
+
+    def _hand_out(self) -> None:
+        while self._waiting:
+            free = [seat for seat in self._seats if seat.takes(self._in_flight)]
+            if not free:
+                return
+            call = self._waiting.popleft()
+            if call.future.done():
+                self._drop(call)
+                continue
+            self._send(call, min(free, key=lambda seat: len(seat.calls)))
+
+    def _drop(self, call: _Call) -> None:
+        """Nobody waits for it any more; if it was the probe, the next one is."""
+        call.forget()
+        if self._probe is call:
+            self._probe = None
+
+    def _send(self, call: _Call, seat: _Seat) -> None:
+        # Nobody can answer what it has not seen: a reply that was sent ahead is one to nothing.
+        call.number = secrets.randbits(53)
+        call.sends += 1
+        call.seat = seat
+        if not seat.calls:
+            seat.next_call(self._loop.time())
+        seat.idle = False
+        seat.calls.append(call)
+        seat.link.send(numbered(call.number, call.body))
+
+    def _heard(self, seat: _Seat, frame: bytes) -> None:
+        try:
+            answer = read_answer(frame)
+            if not seat.calls or answer.number != seat.calls[0].number:
+                raise MalformedReplyError("a reply to what was not asked")
+        except MalformedReplyError as error:
+            seat.link.end(f"it sent {error}")
+            return
+        call = seat.calls.popleft()
+        call.forget()
+        self._deliver(call, answer)
+        if answer.failure is not None and answer.failure.metadata.get("error") == "MemoryError":
+            # It ends itself now; what it has been sent since is not to blame.
+            self._put_back(seat)
+            seat.link.end("it used more memory than it may")
+            return
+        if self._probe is call:
+            self._probe = None
+        self._breaker.answered()
+        if seat.calls:
+            seat.next_call(self._loop.time())
+        elif self._isolation.stateless or seat.retired:
+            self._retire(seat)
+        self._hand_out()
+
+    def _deliver(self, call: _Call, answer: Answer) -> None:
+        if call.future.done():
+            return
+        if answer.decision is not None:
+            call.future.set_result(answer.decision)
+        else:
+            assert answer.failure is not None
+            call.future.set_exception(answer.failure)
+
+    def _ring(self, call: _Call) -> None:
+        """See what is to be done about a call that takes its time."""
+        now = self._loop.time()
+        call.timer = None
+        seat = call.seat
+        if now >= call.due:
+            call.fail(DeadlineExceededError(abandoned=seat is not None))
+            if seat is None:
+                self._drop(call)  # it waited for a worker; whoever comes by it passes it over
+                return
+        waits = [call.due - now] if now < call.due else []
+        if seat is not None and seat.calls and seat.calls[0] is call:
+            used, busy = seat.link.cpu_seconds() - seat.cpu, now - seat.since
+            if used >= self._isolation.cpu_s or busy >= call.timeout:
+                call.fail(DeadlineExceededError(abandoned=True))
+                seat.link.end("it used more processor time than it may" if busy < call.timeout else "it did not answer in time")
+                return
+            waits += [self._isolation.cpu_s - used, call.timeout - busy]
+        elif seat is not None:
+            waits.append(call.timeout)
+        call.timer = self._loop.call_later(max(min(waits), _LEAST_S), self._ring, call)
+
+    def _put_back(self, seat: _Seat) -> None:
+        for call in reversed(seat.calls):
+            call.seat = None
+            if call.sends > 1 or self._closed:
+                reason = "the plugin has been unloaded" if self._closed else "two workers died while it waited"
+                call.forget()
+                call.fail(PolicyEvaluationError(reason, plugin_name=self._source.name))
+            elif call.future.done():
+                self._drop(call)
+            else:
+                self._waiting.appendleft(call)
+        seat.calls.clear()
+
+    def _gone(self, seat: _Seat, reason: str) -> None:
+        if seat in self._seats:
+            self._seats.remove(seat)
+        if seat.calls:
+            guilty = seat.calls.popleft()
+            guilty.forget()
+            guilty.fail(PolicyEvaluationError(f"its worker ended: {reason}", plugin_name=self._source.name))
+        self._put_back(seat)
+        if self._closed:
+            return
+        self._fill(0.0 if seat.retired else self._died(reason))
+        self._hand_out()
+
+    def _died(self, reason: str) -> float:
+        self.deaths += 1
+        self.last_death = reason
+        self._probe = None
+        was_open = self.broken
+        delay = self._breaker.died(self._loop.time())
+        if self.deaths & (self.deaths - 1) == 0:
+            logger.warning("a worker of plugin %r died (%d so far): %s", self._source.name, self.deaths, reason)
+        if self.broken:
+            if not was_open:
+                logger.error("plugin %r is not asked for %.1f s: its workers keep dying: %s", self._source.name, delay, reason)
+            for call in self._waiting:
+                call.forget()
+                call.fail(PolicyEvaluationError(f"its workers keep dying: {reason}", plugin_name=self._source.name))
+            self._waiting.clear()
+        return delay
+
+    def _retire(self, seat: _Seat) -> None:
+        seat.retired = True
+        if not seat.calls:
+            seat.link.end("it has done its work")
+
+    def _fill(self, delay: float = 0.0) -> None:
+        alive = sum(not seat.retired for seat in self._seats)
+        for _ in range(self._isolation.workers - alive - len(self._starting)):
+            task = self._loop.create_task(self._start_later(delay))
+            self._starting.add(task)
+            task.add_done_callback(self._starting.discard)
+
+    async def _start_later(self, delay: float) -> None:
+        while not self._closed:
+            await asyncio.sleep(delay)
+            try:
+                await self._seat_one()
+            except (OSError, WorkerEndedError, MalformedReplyError, ConfigurationError) as error:
+                delay = max(self._died(str(error) or type(error).__name__), self._isolation.backoff_s)
+            else:
+                return
+
+    async def _seat_one(self) -> None:
+        link, self.hardening, _ = await start(self._zygote, self._source, self._isolation)
+        if self._closed:
+            link.end("the plugin was unloaded")
+            return
+        seat = _Seat(link, self._loop.time())
+        link.on_frame = lambda frame: self._heard(seat, frame)
+        link.on_end = lambda reason: self._gone(seat, reason)
+        self._seats.append(seat)
+        self._breaker.started()
+        if self._look is None:
+            self._look = self._loop.call_later(_LOOK_S, self._look_around)
+        self._hand_out()
+
+    def _look_around(self) -> None:
+        """End workers that work although nobody asked, and renew those whose life's processor time runs out."""
+        self._look = self._loop.call_later(_LOOK_S, self._look_around) if self._seats and not self._closed else None
+        for seat in list(self._seats):
+            used = seat.link.cpu_seconds()
+            if seat.idle and used - seat.cpu_looked > _IDLE_CPU_S:
+                seat.link.end("it used processor time although nobody asked it")
+            elif used > self._isolation.worker_cpu_s / 2 and not seat.retired:
+                self._retire(seat)
+                self._fill()
+            seat.cpu_looked = used
+            seat.idle = not seat.calls
+
+    def figures(self) -> dict[str, Any]:
+        """Tell how it is, for metrics and health."""
+        return {"workers": len(self._seats), "deaths": self.deaths, "last_death": self.last_death, "broken": self.broken,
+                "waiting": len(self._waiting)}  # fmt: skip

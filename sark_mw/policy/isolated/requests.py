@@ -1,0 +1,77 @@
+"""Write a request for a worker: the context as JSON, with a bound on its size."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from pathlib import PurePath
+from typing import Any
+from uuid import UUID
+
+from sark_mw.policy.context import PolicyContext
+
+_LENGTH = struct.Struct(">I")
+
+
+class UnsendableError(ValueError):
+    """A context that is too large, too deep, or holds what is no data."""
+
+
+def _data(value: object) -> object:
+    if isinstance(value, (set, frozenset)):
+        return sorted(value, key=repr)
+    if isinstance(value, (datetime, date, time)):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, (Decimal, UUID, PurePath)):
+        return str(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise UnsendableError(f"the context holds a {type(value).__name__}, which is no data")
+
+
+# NaN passes, as Python's JSON takes it: a caller must not be able to make a policy fail with it.
+_encode = json.JSONEncoder(separators=(",", ":"), default=_data).encode
+
+
+def framed(body: bytes) -> bytes:
+    """Put the length before a body."""
+    return _LENGTH.pack(len(body)) + body
+
+
+def _content(part: dict[str, Any]) -> dict[str, Any]:
+    # A view copies nested containers when they are read; only read here, they need no copy.
+    return part if type(part) is dict else dict(dict.items(part))
+
+
+def written_context(context: PolicyContext, most_bytes: int) -> bytes:
+    """Write everything of a request's frame but its number; raises `UnsendableError`."""
+    timestamp = context.timestamp if context.timestamp.tzinfo else context.timestamp.replace(tzinfo=UTC)
+    fields = [
+        context.principal_id,
+        context.resource_id,
+        context.capability_id,
+        context.action,
+        _content(context.arguments),
+        _content(context.environment),
+        timestamp.isoformat(),
+    ]
+    try:
+        body = _encode(fields).encode()
+    except UnsendableError:
+        raise
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UnsendableError(f"the context cannot be written: {type(error).__name__}") from None
+    if len(body) > most_bytes:
+        raise UnsendableError(f"the context is {len(body)} bytes long, {most_bytes} are the most")
+    return body
+
+
+def numbered(number: int, body: bytes) -> bytes:
+    """Make the frame of a request: its number first, then what `written_context` wrote."""
+    head = b"[%d," % number
+    return _LENGTH.pack(len(head) + len(body) - 1) + head + body[1:]

@@ -1,0 +1,192 @@
+"""The workers of a plugin: who is asked, who is blamed, who is asked again, and when nobody is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from sark_mw.errors import PolicyEvaluationError
+from sark_mw.policy.base import PolicyDecision
+from sark_mw.policy.deadline import DeadlineExceededError
+from sark_mw.policy.isolated import IsolatedPlugin
+from tests.isolation.abuse import whole
+from tests.isolation.plugins import DOER, asked, loaded
+from tests.isolation.processes import descendants, descriptors, runs, until
+
+
+@pytest.fixture
+async def doer() -> AsyncIterator[IsolatedPlugin]:
+    """Isolate the plugin that does as told."""
+    plugin = await loaded()
+    yield plugin
+    await plugin.on_unload()
+
+
+async def _outcomes(plugin: IsolatedPlugin, *words: str) -> list[object]:
+    answers = await asyncio.gather(*(plugin.evaluate(asked(word)) for word in words), return_exceptions=True)
+    return [answer.allowed if isinstance(answer, PolicyDecision) else type(answer) for answer in answers]
+
+
+@pytest.mark.parametrize(
+    ("crime", "verdict"),
+    [
+        ("exit", PolicyEvaluationError),
+        ("hang", DeadlineExceededError),
+        ("spin", DeadlineExceededError),
+        ("hoard", PolicyEvaluationError),
+    ],
+)
+async def test_one_request_kills_a_worker_and_those_behind_it_are_sent_again(
+    doer: IsolatedPlugin, crime: str, verdict: type[Exception]
+) -> None:
+    (first,) = doer.pids
+    # The others get their time anew neither: what is behind a hanging one must wait less than its own deadline.
+    crimes = asyncio.create_task(_outcomes(doer, crime))
+    await asyncio.sleep(0.3 if verdict is DeadlineExceededError else 0)
+    assert await _outcomes(doer, *["allow", "deny"] * 10) == [True, False] * 10
+    assert await crimes == [verdict]
+    assert not runs(first)
+    assert first not in doer.pids
+
+
+async def test_only_the_one_that_killed_the_worker_is_blamed(doer: IsolatedPlugin) -> None:
+    for _ in range(4):  # one more would open the breaker
+        outcomes = await _outcomes(doer, *["allow"] * 7, "exit", *["deny"] * 7)
+        assert outcomes == [True] * 7 + [PolicyEvaluationError] + [False] * 7
+
+
+async def test_a_request_is_sent_again_only_once(doer: IsolatedPlugin) -> None:
+    outcomes = await _outcomes(doer, "exit", "exit", "allow")
+    assert outcomes == [PolicyEvaluationError] * 3
+
+
+async def test_a_caller_that_leaves_does_not_kill_the_worker(doer: IsolatedPlugin) -> None:
+    (pid,) = doer.pids
+    leaving = asyncio.create_task(doer.evaluate(asked("allow")))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    assert await _outcomes(doer, "allow") == [True]
+    assert doer.pids == (pid,)
+
+
+async def test_a_worker_that_hangs_is_killed_also_after_its_caller_left(doer: IsolatedPlugin) -> None:
+    (pid,) = doer.pids
+    leaving = asyncio.create_task(doer.evaluate(asked("hang")))
+    await asyncio.sleep(0.05)
+    leaving.cancel()
+    await until(lambda: not runs(pid))
+    assert await _outcomes(doer, "allow") == [True]
+
+
+async def test_waiting_behind_others_is_no_crime() -> None:
+    slow = DOER.replace(b'if word == "exit":', b'if word == "slow":\n            time.sleep(0.15)\n        if word == "exit":')
+    plugin = await loaded(slow)
+    try:
+        (pid,) = plugin.pids
+        outcomes = await _outcomes(plugin, *["slow"] * 8)
+        assert outcomes.count(DeadlineExceededError) >= 3, outcomes
+        assert set(outcomes) <= {False, DeadlineExceededError}
+        await until(lambda: plugin.figures()[0]["waiting"] == 0)
+        assert plugin.pids == (pid,) and runs(pid)
+    finally:
+        await plugin.on_unload()
+
+
+async def test_several_workers_serve_side_by_side() -> None:
+    plugin = await loaded(workers=3)
+    try:
+        await until(lambda: len(plugin.pids) == 3)
+        assert await _outcomes(plugin, "hang", "allow", "allow") == [DeadlineExceededError, True, True]
+        await until(lambda: len(plugin.pids) == 3)
+    finally:
+        await plugin.on_unload()
+
+
+async def test_state_lives_in_a_worker_and_not_in_a_stateless_one() -> None:
+    keeping, stateless = await loaded(), await loaded(stateless=True, workers=2)
+    try:
+        counts = [[(await plugin.evaluate(asked("count"))).reason for _ in range(5)] for plugin in (keeping, stateless)]
+        assert counts == [["1", "2", "3", "4", "5"], ["1"] * 5]
+        assert await _outcomes(stateless, *["allow"] * 20) == [True] * 20
+        assert stateless.figures()[0]["deaths"] == 0
+    finally:
+        await keeping.on_unload()
+        await stateless.on_unload()
+
+
+async def test_a_plugin_whose_workers_keep_dying_is_not_asked_until_a_probe_passes() -> None:
+    plugin = await loaded(breaker_deaths=3, breaker_s=0.3, backoff_s=0.01)
+    try:
+        for _ in range(3):
+            assert await _outcomes(plugin, "exit") == [PolicyEvaluationError]
+        assert plugin.figures()[0]["broken"]
+        with pytest.raises(PolicyEvaluationError, match=r"keep dying: it exited \(3\)"):
+            await plugin.evaluate(asked("allow"))
+        await until(lambda: bool(plugin.pids))
+        # One is the probe, and it fails; others are not even asked.
+        assert await _outcomes(plugin, "exit", "allow") == [PolicyEvaluationError] * 2
+        assert not plugin.pids
+        await until(lambda: bool(plugin.pids))
+        assert await _outcomes(plugin, "allow") == [True]
+        assert not plugin.figures()[0]["broken"]
+        assert await _outcomes(plugin, "allow", "allow") == [True, True]
+    finally:
+        await plugin.on_unload()
+
+
+async def test_too_many_waiting_requests_fail_at_once() -> None:
+    plugin = await loaded(queue=3, pipeline=1)
+    try:
+        outcomes = await _outcomes(plugin, "hang", *["allow"] * 10)
+        assert outcomes.count(PolicyEvaluationError) >= 7, outcomes
+    finally:
+        await plugin.on_unload()
+
+
+async def test_a_worker_that_works_although_nobody_asked_is_killed() -> None:
+    idle = whole("idle", """
+        class Idle(PolicyPlugin):
+            name = "idle"
+            async def evaluate(self, context):
+                say(frame(reply(number())))
+                while True: pass
+    """)  # fmt: skip
+    plugin = await loaded(idle.source.encode(), timeout_s=60, cpu_s=60)
+    try:
+        (pid,) = plugin.pids
+        assert (await plugin.evaluate(asked("x"))).allowed is True
+        await until(lambda: not runs(pid))
+        assert "nobody asked" in plugin.figures()[0]["last_death"]
+    finally:
+        await plugin.on_unload()
+
+
+async def test_a_worker_is_renewed_before_its_processor_time_is_up() -> None:
+    work = b'if word == "work":\n            sum(range(12_000_000))\n        if word == "exit":'
+    plugin = await loaded(DOER.replace(b'if word == "exit":', work), worker_cpu_s=1)
+    try:
+        (first,) = plugin.pids
+        async with asyncio.timeout(60):
+            while plugin.pids and first in plugin.pids:
+                assert await _outcomes(plugin, "work") == [False]
+                await asyncio.sleep(0.2)
+        assert await _outcomes(plugin, "allow") == [True]
+        assert plugin.figures()[0]["deaths"] == 0
+    finally:
+        await plugin.on_unload()
+
+
+async def test_a_hundred_killings_leave_no_process_and_no_descriptor() -> None:
+    before = descendants(), descriptors()
+    plugin = await loaded(breaker_deaths=10**6, backoff_most_s=0.001, workers=2)
+    for n in range(100):
+        word = ("exit", "spin", "hoard")[n % 20 if n % 20 < 3 else 0]
+        outcomes = await _outcomes(plugin, word, "allow")
+        assert outcomes[1] is True or word == "spin"  # it may have had to wait behind that
+    assert plugin.figures()[0]["deaths"] >= 100
+    # The worker at work, its pidfd and socket, the zygote and its control socket; nothing grows.
+    assert descriptors() - before[1] <= 2 * 2 + 2 + 2
+    await plugin.on_unload()
+    assert (descendants(), descriptors()) == before
