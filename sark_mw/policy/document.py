@@ -1,0 +1,129 @@
+"""What policies outside this process are sent about a request, and how their answers are read.
+
+The document is JSON, the `input` of Rego: `principal`, `action`, `capability`, `resource`, `model`, `provider`, `root`, `scopes`,
+`estimated_usd`, `output_limit`, `stream`, `arguments` (without prompts unless asked for), `environment` (what else the gateway
+knows), `limits` and `time`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC
+from typing import Any
+
+from sark_mw.errors import PolicyEvaluationError
+from sark_mw.policy.base import LimitFigures, LimitReader, Obligation, PolicyContext, PolicyDecision
+from sark_mw.policy.cel_values import output_limit
+from sark_mw.policy.needs import PROMPTS
+from sark_mw.policy.unsendable import UnsendableRequestError
+
+MAX_DOCUMENT_BYTES = 1 << 20
+MAX_REPLY_BYTES = 64 << 10
+_MAX_REASON = 500
+_NANOS = 1_000_000_000
+#: Fields of the environment that have a name of their own in the document.
+#: What the document says elsewhere, and an approval's token, which whoever reads it could use up.
+_NAMED = frozenset({"model", "provider", "root", "scopes", "estimated_nanos", "limits", "approval"})
+_ANSWER = frozenset({"allow", "reason", "obligations", "metadata"})
+
+
+async def figures_for(context: PolicyContext, reader: LimitReader | None) -> Sequence[LimitFigures]:
+    """Read where the limits of a request stand; raises `PolicyEvaluationError` where nobody can tell."""
+    if reader is None:
+        raise PolicyEvaluationError("this gateway lends no figures of limits")
+    environment = context.environment
+    scopes = tuple(str(scope) for scope in environment.get("scopes") or ()) or (context.principal_id,)
+    return await reader.read(str(environment.get("root") or "default"), scopes)
+
+
+def document_of(context: PolicyContext, figures: Sequence[LimitFigures] = (), prompts: Collection[str] = ()) -> dict[str, Any]:
+    """Make the document; of the fields that hold prompts only those named in `prompts` are in it."""
+    environment = context.environment
+    arguments = context.arguments
+    shown = {name: value for name, value in arguments.items() if name not in PROMPTS or name in prompts}
+    at = context.timestamp
+    return {
+        "principal": context.principal_id,
+        "action": context.action,
+        "capability": context.capability_id,
+        "resource": context.resource_id,
+        "model": environment.get("model") or arguments.get("model") or "",
+        "provider": environment.get("provider") or "",
+        "root": environment.get("root") or "",
+        "scopes": list(environment.get("scopes") or ()),
+        "estimated_usd": int(environment.get("estimated_nanos") or 0) / _NANOS,
+        "output_limit": output_limit(context),
+        "stream": arguments.get("stream") is True,
+        "arguments": shown,
+        "environment": {name: value for name, value in environment.items() if name not in _NAMED},
+        "limits": [_shown(each) for each in figures],
+        "time": (at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)).isoformat(),
+    }
+
+
+def _shown(each: LimitFigures) -> dict[str, Any]:
+    scale = _NANOS if each.unit == "usd" else 1
+    return {
+        "scope": each.scope,
+        "unit": each.unit,
+        "window": each.window,
+        "amount": each.amount / scale,
+        "spent": each.spent / scale,
+        "held": each.held / scale,
+        "remaining": (each.amount - each.spent - each.held) / scale,
+        "used": each.used,
+    }
+
+
+def encode(document: Mapping[str, Any]) -> bytes:
+    """Write a document as JSON; raises `UnsendableRequestError` for one that is too large, too deep or none."""
+    try:
+        data = json.dumps(document, default=_plain, allow_nan=False, separators=(",", ":")).encode()
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UnsendableRequestError(f"the request cannot be shown to the policy: {error}") from error
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise UnsendableRequestError(f"the request is larger than the {MAX_DOCUMENT_BYTES:,} bytes that are shown to a policy")
+    return data
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, (set, frozenset, tuple)):
+        return sorted(map(str, value))
+    return str(value)
+
+
+def read_answer(answer: object, name: str) -> PolicyDecision:
+    """Make a decision of a policy's JSON: `true`, `false`, or an object with `allow`, `reason`, `obligations`, `metadata`.
+
+    Raises `PolicyEvaluationError` for anything else; only `true` allows.
+    """
+    if isinstance(answer, bool):
+        return PolicyDecision(answer, "" if answer else f"policy {name} says no")
+    if not isinstance(answer, dict) or not isinstance(answer.get("allow"), bool):
+        raise PolicyEvaluationError(f"the policy answered neither true, false nor an object with `allow`: {str(answer)[:100]}")
+    if unknown := set(answer) - _ANSWER:
+        raise PolicyEvaluationError(f"the policy answered with {sorted(map(str, unknown))[0][:40]!r}, which nobody knows")
+    allowed = answer["allow"] is True
+    reason, metadata = answer.get("reason", ""), answer.get("metadata", {})
+    if not isinstance(reason, str) or not isinstance(metadata, dict):
+        raise PolicyEvaluationError("the reason must be a text and the metadata an object")
+    obligations = _obligations(answer.get("obligations", {})) if allowed else ()
+    return PolicyDecision(
+        allowed, (reason or ("" if allowed else f"policy {name} says no"))[:_MAX_REASON], metadata, obligations=obligations
+    )
+
+
+def _obligations(given: object) -> tuple[Obligation, ...]:
+    # A table of kinds and values, or a list of objects with both; the manager judges whether they may be.
+    if isinstance(given, dict):
+        pairs = [(kind, each) for kind, value in given.items() for each in (value if isinstance(value, list) else [value])]
+    elif isinstance(given, list) and all(isinstance(each, dict) and set(each) == {"kind", "value"} for each in given):
+        pairs = [(each["kind"], each["value"]) for each in given]
+    else:
+        raise PolicyEvaluationError("obligations are an object of kinds and values, or a list of objects with `kind` and `value`")
+    if not all(isinstance(kind, str) and type(value) in (str, int) for kind, value in pairs):
+        raise PolicyEvaluationError("an obligation has a kind and, as its value, a name or a whole number")
+    return tuple(Obligation(kind, value) for kind, value in pairs)

@@ -1,0 +1,107 @@
+"""Start the process of one engine: run by path with `python -I -S`, so nothing of the gateway is imported or inherited.
+
+Arguments: the engine, the folder of its package, the parent's process id. Descriptor 0 is a socket to the parent; every message
+on it stands behind its length in 4 bytes. The first two are the setup and the policy; the answer to them names the layers that
+hold this process, or the reason why it cannot be. After that each message is one request's document, and each answer
+`{"result": …}`, `{"undefined": true}` or `{"error": "…"}`.
+"""
+
+from __future__ import annotations
+
+import encodings.ascii  # noqa: F401  # looked up by name, when no file can be opened any more
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+_ENGINES = {"rego": "rego_engine", "wasm": "wasm_engine"}
+_FOREVER_S = 10**7
+
+
+def read_message() -> bytes | None:
+    """Read one message; None when the parent is gone."""
+    header = _read(4)
+    return None if header is None else _read(int.from_bytes(header, "big"))
+
+
+def _read(size: int) -> bytes | None:
+    parts = bytearray()
+    while len(parts) < size:
+        part = os.read(0, min(size - len(parts), 1 << 20))
+        if not part:
+            return None
+        parts += part
+    return bytes(parts)
+
+
+def write_message(message: dict[str, Any]) -> None:
+    """Write one answer."""
+    data = json.dumps(message).encode()
+    left = memoryview(len(data).to_bytes(4, "big") + data)
+    while left:
+        left = left[os.write(0, left) :]
+
+
+def _stand_in(name: str, folder: Path) -> None:
+    # The real packages would bring the whole gateway along.
+    module = ModuleType(name)
+    module.__path__ = [str(folder)]
+    sys.modules[name] = module
+    parent, _, child = name.rpartition(".")
+    if parent:
+        setattr(sys.modules[parent], child, module)
+
+
+def _lock_down(parent: int, memory_bytes: int, *, namespaces: bool) -> dict[str, bool | str]:
+    from sark_mw.policy.isolated.inside import lockdown
+
+    own = lockdown.own_bytes()  # while there is still a /proc to read it from
+    layers = lockdown.take_zygote_down(namespaces=namespaces)
+    return lockdown.WorkerLockdown(layers, own).put_on(memory_bytes, _FOREVER_S, parent)
+
+
+def _serve(engine: Any) -> None:
+    while (data := read_message()) is not None:
+        try:
+            answer = engine.evaluate(data)
+        except Exception as error:  # noqa: BLE001  # whatever a policy does is an answer
+            answer = {"error": f"{type(error).__name__}: {error}"[:500]}
+        try:
+            write_message(answer)
+        except (TypeError, ValueError, RecursionError) as error:
+            write_message({"error": f"the answer is no JSON: {error}"[:500]})
+
+
+def _main() -> None:
+    name, packages, parent = sys.argv[1:4]
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [*(entry for entry in sys.path if entry != str(here)), packages]
+    policy = here.parent
+    for module, folder in (
+        ("sark_mw", policy.parent),
+        ("sark_mw.policy", policy),
+        ("sark_mw.policy.engines", here),
+        ("sark_mw.policy.isolated", policy / "isolated"),
+    ):
+        _stand_in(module, folder)
+    setup_data = read_message()
+    body = read_message()
+    if setup_data is None or body is None:
+        return
+    setup = json.loads(setup_data)
+    try:
+        engine = importlib.import_module(f"sark_mw.policy.engines.{_ENGINES[name]}").Engine(setup, body)
+        layers = _lock_down(int(parent), setup["memory_bytes"], namespaces=setup["namespaces"])
+        engine.build()
+    except Exception as error:  # noqa: BLE001  # told to the parent
+        write_message({"error": f"{type(error).__name__}: {error}"[:2000]})
+        return
+    write_message({"layers": layers})
+    _serve(engine)
+
+
+if __name__ == "__main__":
+    _main()

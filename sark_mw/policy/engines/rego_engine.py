@@ -1,0 +1,42 @@
+"""Rego by rego-cpp, inside the engine's process; the policy is read only after the lockdown."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import regopy
+
+
+class Engine:
+    """One policy and the query that decides."""
+
+    def __init__(self, setup: dict[str, Any], body: bytes) -> None:
+        self._query = setup["query"]
+        self._modules = json.loads(body)
+        self._interpreter = regopy.Interpreter()
+        # Whatever it loads lazily is loaded now, while files can be opened.
+        self._interpreter.add_module("warm.rego", 'package warm\nallow := input.a == "b" if regex.match("a", "a")')
+        self._interpreter.set_input_term('{"a": "b"}')
+        self._interpreter.query("data.warm.allow")
+        self._bundle: Any = None
+
+    def build(self) -> None:
+        interpreter = regopy.Interpreter()
+        for name, source in self._modules["modules"].items():
+            interpreter.add_module(name, source)
+        interpreter.add_data_json(json.dumps(self._modules["data"]))
+        self._bundle = interpreter.build(self._query)
+        self._interpreter = interpreter
+
+    def evaluate(self, data: bytes) -> dict[str, Any]:
+        # JSON is a Rego term.
+        self._interpreter.set_input_term(data.decode())
+        output = self._interpreter.query_bundle(self._bundle)
+        text = str(output)
+        if text == "undefined":
+            return {"undefined": True}
+        if not output.results:
+            return {"error": text[:500]}
+        expressions = output.results[0].expressions
+        return {"result": expressions[0]} if expressions else {"undefined": True}
