@@ -1,0 +1,204 @@
+"""Policy plugins over HTTP: what there is, switched on and off, and loaded anew, in the process that answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+from uuid import uuid4
+
+from pydantic import Field
+
+from sark_mw.admin import inputs
+from sark_mw.admin.operation import Asked, Operation
+from sark_mw.admin.problem import ProblemError
+from sark_mw.errors import ConfigurationError
+from sark_mw.ledger.events import EventKind, LimitEvent
+from sark_mw.limit import DEFAULT_ROOT
+from sark_mw.limit_answers import Answer
+from sark_mw.policy.builtin import is_builtin
+from sark_mw.policy.files import PluginFile
+from sark_mw.policy.manager import PolicyPluginManager
+from sark_mw.policy.packages.lock import hash_of
+from sark_mw.sark import Sark
+
+LockState = Literal["locked", "changed", "unlisted", ""]
+
+
+class PluginAnswer(Answer):
+    """A policy plugin."""
+
+    name: str
+    version: str
+    description: str
+    source: str = Field(description="Its file, or its class.")
+    tier: Literal["isolated", "in process"]
+    enabled: bool
+    priority: int
+    on_error: Literal["deny", "allow", "skip"]
+    timeout_s: float | None = Field(description="Longest that it may take; null: as the settings say.")
+    hash: str = Field(description="Of its file as it lies there now.")
+    lock: LockState = Field(description="How its file as it lies there now stands to `policy.lock`; empty: nothing pins it.")
+    missing_layers: tuple[str, ...] = Field(description="Layers of isolation that it runs without.")
+    last_error: str = Field(description="Why it failed last, or its new version did not load.")
+
+
+class PluginsAnswer(Answer):
+    """The plugins of one process, in the order in which they are asked."""
+
+    process: int = Field(description="The process id of the gateway that answers; each has plugins of its own.")
+    plugins: tuple[PluginAnswer, ...]
+
+
+class PluginDoneAnswer(Answer):
+    """A plugin as it is after what was asked."""
+
+    process: int
+    plugin: PluginAnswer
+
+
+def described_plugins(policies: PolicyPluginManager) -> list[PluginAnswer]:
+    """Describe the plugins of a manager in the order in which they are asked; reads their files."""
+    files = policies.loaded_files()
+    return [_answer(policies, each, files.get(each["name"], (None, ""))[0]) for each in policies.list_plugins()]
+
+
+def _answer(policies: PolicyPluginManager, told: Mapping[str, Any], file: PluginFile | None) -> PluginAnswer:
+    plugin = policies.get_plugin(told["name"])
+    hash_now, state = ("", "") if file is None else file_state(policies, file)
+    lacking = getattr(getattr(plugin, "hardening", None), "lacking", ())
+    return PluginAnswer(
+        name=told["name"],
+        version=str(told["version"]),
+        description=str(told["description"]),
+        source=told.get("source") or f"{type(plugin).__module__}:{type(plugin).__qualname__}",
+        tier="isolated" if getattr(plugin, "isolated", False) is True else "in process",
+        enabled=told["enabled"],
+        priority=told["priority"],
+        on_error=told["on_error"],
+        timeout_s=told["timeout"],
+        hash=hash_now,
+        lock=state,
+        missing_layers=tuple(lacking),
+        last_error=told.get("last_error", ""),
+    )
+
+
+def file_state(policies: PolicyPluginManager, file: PluginFile) -> tuple[str, LockState]:
+    """Tell the hash of a plugin's file as it lies there now, and how it stands to the lock."""
+    lock = policies.packages.lock
+    try:
+        now = file.contents()
+        state: LockState = "" if lock is None or is_builtin(file.path) else lock.state(file.path, now).value
+    except ConfigurationError:
+        return "", "changed" if lock is not None else ""
+    return hash_of(now.source), state
+
+
+async def list_plugins(sark: Sark, asked: Asked) -> PluginsAnswer:
+    """List the plugins."""
+    found = await asyncio.to_thread(described_plugins, sark.policies)
+    return PluginsAnswer(process=os.getpid(), plugins=tuple(found))
+
+
+async def enable_plugin(sark: Sark, asked: Asked) -> PluginDoneAnswer:
+    """Ask a plugin again."""
+    await _record(sark, asked, "enable")
+    with _still_there(asked.name):
+        sark.policies.enable_plugin(asked.name)
+    return await _done(sark, asked)
+
+
+async def disable_plugin(sark: Sark, asked: Asked) -> PluginDoneAnswer:
+    """Ask a plugin no more, unless others that are asked require it."""
+    switched_on = {each["name"] for each in sark.policies.list_plugins(enabled_only=True)}
+    requiring = [name for name in sark.policies.packages.requiring(asked.name) if name in switched_on]
+    if requiring:
+        raise ProblemError(409, f"Plugin {asked.name!r} is required by {', '.join(requiring)}.", "name")
+    await _record(sark, asked, "disable")
+    sark.policies.disable_plugin(asked.name)
+    return await _done(sark, asked)
+
+
+async def reload_plugin(sark: Sark, asked: Asked) -> PluginDoneAnswer:
+    """Take up a plugin's file as it is now; where that cannot be, the old version stays."""
+    await _record(sark, asked, "reload")
+    try:
+        with _still_there(asked.name):
+            await sark.policies.reload_plugin(asked.name)
+    except ConfigurationError as error:
+        raise ProblemError(409, f"The version in force stays: {error}", "name") from error
+    return await _done(sark, asked)
+
+
+async def _record(sark: Sark, asked: Asked, action: str) -> None:
+    """Record it first: nothing is changed of which nobody can tell who did it."""
+    assert isinstance(asked.query, inputs.WhyQuery)
+    plugin = sark.policies.get_plugin(asked.name)
+    if plugin is None:
+        raise ProblemError(404, f"There is no plugin {asked.name!r} in this process.", "name")
+    detail = {"plugin": asked.name, "version": str(plugin.version), "action": action, "process": os.getpid()}
+    event = LimitEvent(
+        event_id=f"plugin:{uuid4().hex}",
+        kind=EventKind.PLUGIN,
+        root=DEFAULT_ROOT,
+        at_ms=sark.clock.now_ms(),
+        actor=asked.actor,
+        reason=asked.query.reason,
+        detail_json=json.dumps(detail, separators=(",", ":")),
+    )
+    await sark.limits.record(event)
+
+
+@contextmanager
+def _still_there(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ProblemError(404, f"Plugin {name!r} has gone meanwhile.", "name") from error
+
+
+async def _done(sark: Sark, asked: Asked) -> PluginDoneAnswer:
+    found = await asyncio.to_thread(described_plugins, sark.policies)
+    with _still_there(asked.name):
+        at = [each.name for each in found].index(asked.name)
+    return PluginDoneAnswer(process=os.getpid(), plugin=found[at])
+
+
+PLUGINS = (
+    Operation(
+        method="GET",
+        path="/plugins",
+        summary="List the policy plugins of the process that answers, in the order in which they are asked.",
+        query=inputs.NoQuery,
+        answer=PluginsAnswer,
+        run=list_plugins,
+    ),
+    Operation(
+        method="POST",
+        path="/plugins/{name}/enable",
+        summary="Ask a plugin again, in the process that answers.",
+        query=inputs.WhyQuery,
+        answer=PluginDoneAnswer,
+        run=enable_plugin,
+    ),
+    Operation(
+        method="POST",
+        path="/plugins/{name}/disable",
+        summary="Ask a plugin no more, in the process that answers.",
+        query=inputs.WhyQuery,
+        answer=PluginDoneAnswer,
+        run=disable_plugin,
+    ),
+    Operation(
+        method="POST",
+        path="/plugins/{name}/reload",
+        summary="Take up a plugin's file as it is now; a version that does not load leaves the old one in place.",
+        query=inputs.WhyQuery,
+        answer=PluginDoneAnswer,
+        run=reload_plugin,
+    ),
+)

@@ -1,0 +1,193 @@
+"""`sark-mw plugins test`: run a policy against cases in a file, as code is run against its tests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from sark_mw.commands.options import Json, say, table
+from sark_mw.commands.plugin_checks import BestEffort, ClassName, files_at, isolation_of
+from sark_mw.errors import ConfigurationError
+from sark_mw.policy.base import PolicyContext, PolicyDecision
+from sark_mw.policy.files import PluginFile
+from sark_mw.policy.manager import PolicyPluginManager
+
+
+class _Form(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ExpectedObligation(_Form):
+    """What the decision obliges to."""
+
+    kind: str
+    value: str | int
+
+
+class Expectation(_Form):
+    """The decision that is expected; what is not named may be as it likes."""
+
+    allowed: bool
+    reason: str = Field("", description="What the reason contains.")
+    obligations: tuple[ExpectedObligation, ...] | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict, description="What the metadata contains.")
+    outcome: Literal["allowed", "denied", "timed_out", "failed", "skipped"] | None = Field(
+        None, description="A plugin that fails or times out fails its case, unless that is what the case expects."
+    )
+
+
+class Case(_Form):
+    """A request and the decision that is expected of it."""
+
+    name: str
+    principal_id: str = "user:test"
+    resource_id: str = "openai"
+    capability_id: str = "chat"
+    action: str = "invoke"
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    environment: dict[str, Any] = Field(default_factory=dict)
+    at: AwareDatetime | None = Field(None, description="The time of the request; now, if absent.")
+    expect: Expectation
+
+
+class Cases(_Form):
+    """A file of cases: they are run in their order by one plugin, built with `options`."""
+
+    options: dict[str, Any] = Field(default_factory=dict)
+    obligation_models: frozenset[str] = frozenset()
+    cases: tuple[Case, ...] = Field(min_length=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """How one case ended; no complaints is the good end."""
+
+    name: str
+    decision: PolicyDecision
+    complaints: tuple[str, ...]
+
+
+def test(
+    target: Annotated[Path, typer.Argument(help="A plugin's file, or the folder of a package.")],
+    cases: Annotated[Path | None, typer.Option(help="The file of cases; by default cases.toml beside the plugin.")] = None,
+    class_name: ClassName = None,
+    in_process: Annotated[bool, typer.Option("--in-process", help="In this process: only a file that you trust.")] = False,
+    best_effort: BestEffort = False,
+    as_json: Json = False,
+) -> None:
+    """Ask a plugin about each case and compare its decisions with what is expected; 1 where one differs."""
+    (file, *others) = files_at(target)
+    if others:
+        raise ConfigurationError(f"{target} has several plugins in it: test one after the other")
+    wanted = read_cases(cases or file.path.with_name("cases.toml"))
+    chosen = PluginFile(
+        path=file.path,
+        class_name=class_name,
+        isolation=None if in_process else isolation_of(best_effort=best_effort),
+        options=wanted.options,
+    )
+    results = asyncio.run(run_cases(chosen, wanted))
+    if as_json:
+        say(json.dumps([_as_json(each) for each in results], indent=2, default=str))
+    else:
+        _print(results)
+    if any(each.complaints for each in results):
+        sys.exit(1)
+
+
+def read_cases(path: Path) -> Cases:
+    """Read a file of cases; raises `ConfigurationError` naming what is wrong in it."""
+    try:
+        return Cases.model_validate(tomllib.loads(path.read_text("utf-8")))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(f"{path}: {error}") from error
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigurationError(f"{path}: {where}: {first['msg']}") from error
+
+
+async def run_cases(file: PluginFile, wanted: Cases) -> list[Result]:
+    """Load the plugin as a gateway does and ask it about each case, in their order."""
+    manager = PolicyPluginManager(obligation_models=wanted.obligation_models)
+    manager.packages.alone = True
+    plugin = await manager.load_file(file)
+    try:
+        return [_judged(case, await manager.evaluate_all(_context(case))) for case in wanted.cases]
+    finally:
+        await manager.unregister_plugin(plugin.name)
+
+
+def _context(case: Case) -> PolicyContext:
+    at: Mapping[str, datetime] = {} if case.at is None else {"timestamp": case.at}
+    return PolicyContext(
+        principal_id=case.principal_id,
+        resource_id=case.resource_id,
+        capability_id=case.capability_id,
+        action=case.action,
+        arguments=case.arguments,
+        environment=case.environment,
+        **at,
+    )
+
+
+def _judged(case: Case, decisions: list[PolicyDecision]) -> Result:
+    decision, expect = decisions[-1], case.expect
+    complaints = []
+    outcome = str(decision.outcome)
+    wanted_outcome = expect.outcome or ("allowed" if expect.allowed else "denied")
+    if outcome != wanted_outcome:
+        complaints.append(f"it is {outcome}, not {wanted_outcome}")
+    elif decision.allowed is not expect.allowed:
+        complaints.append(f"allowed is {decision.allowed}")
+    if expect.reason not in decision.reason:
+        complaints.append(f"the reason does not contain {expect.reason!r}")
+    obliged = sorted((each.kind, str(each.value)) for each in decision.obligations)
+    if expect.obligations is not None and obliged != sorted((each.kind, str(each.value)) for each in expect.obligations):
+        complaints.append(f"it obliges to {', '.join(f'{kind} {value}' for kind, value in obliged) or 'nothing'}")
+    for name, value in expect.metadata.items():
+        if name not in decision.metadata or not _same(decision.metadata[name], value):
+            complaints.append(f"metadata {name} is {decision.metadata.get(name)!r}")
+    return Result(name=case.name, decision=decision, complaints=tuple(complaints))
+
+
+def _same(found: object, expected: object) -> bool:
+    return str(found) == str(expected) if isinstance(found, Decimal) else found == expected
+
+
+def _print(results: list[Result]) -> None:
+    rows = [
+        ["ok" if not each.complaints else "FAIL", each.name, str(each.decision.outcome), each.decision.reason[:80]]
+        for each in results
+    ]
+    table(["", "case", "decision", "reason"], rows)
+    for each in results:
+        for complaint in each.complaints:
+            say(f"{each.name}: {complaint}")
+    failed = sum(bool(each.complaints) for each in results)
+    say(f"{len(results) - failed} of {len(results)} cases passed")
+
+
+def _as_json(each: Result) -> dict[str, Any]:
+    decision = each.decision
+    return {
+        "name": each.name,
+        "passed": not each.complaints,
+        "complaints": each.complaints,
+        "allowed": decision.allowed,
+        "outcome": str(decision.outcome),
+        "reason": decision.reason,
+        "metadata": decision.metadata,
+        "obligations": [{"kind": one.kind, "value": one.value} for one in decision.obligations],
+    }
