@@ -1,24 +1,27 @@
-"""Allow requests only within business hours, by the wall clock of a timezone; ranges over midnight included."""
+"""Allow requests only within business hours, by the wall clock of a timezone: holidays and ranges over midnight included."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime, time, timedelta
+from collections.abc import Collection, Iterable, Iterator
+from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
 from sark_mw import ConfigurationError, PolicyContext, PolicyDecision, PolicyPlugin
 
 _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+#: The next opening is looked for so far ahead: no row of holidays is longer.
+_LOOK_AHEAD_DAYS = 30
 
 
 class BusinessHoursPlugin(PolicyPlugin):
     """Allow from `start_hour` (0 to 23) until before `end_hour` (0 to 24) on `allowed_days` (0 is Monday) in `timezone`.
 
-    A range over midnight (22 to 6) belongs to the day it began: Friday's lasts until Saturday at 6. Decides by
-    the context's timestamp. Raises `ConfigurationError` for hours, days or zones that do not exist.
+    A range over midnight (22 to 6) belongs to the day it began: Friday's lasts until Saturday at 6. It is closed on `closed_on`
+    (dates, "2026-12-24") and, with the library `holidays`, on the public holidays of a `country` ("DE") and its `subdivision`
+    ("BY"), but for those of `open_on`. Decides by the context's timestamp. Raises `ConfigurationError` for what does not exist.
     """
 
-    version = "1.0.0"
+    version = "1.1.0"
     description = "Allow requests only within business hours"
     priority = 10
 
@@ -28,6 +31,10 @@ class BusinessHoursPlugin(PolicyPlugin):
         end_hour: int = 17,
         allowed_days: Iterable[int] = (0, 1, 2, 3, 4),
         timezone: str = "UTC",
+        country: str | None = None,
+        subdivision: str | None = None,
+        closed_on: Iterable[str | date] = (),
+        open_on: Iterable[str | date] = (),
         *,
         name: str = "business_hours",
     ) -> None:
@@ -38,6 +45,9 @@ class BusinessHoursPlugin(PolicyPlugin):
             raise ConfigurationError(f"start_hour and end_hour are both {start_hour}, no time at all; 0 and 24 is all day")
         self._days = _days(allowed_days)
         self._zone = _zone(timezone)
+        self._closed = _dates("closed_on", closed_on)
+        self._open_all_the_same = _dates("open_on", open_on)
+        self._holidays = _holidays(country, subdivision)
 
     @property
     def name(self) -> str:
@@ -56,10 +66,17 @@ class BusinessHoursPlugin(PolicyPlugin):
         return PolicyDecision(False, f"outside business hours ({self._described()})", metadata)
 
     def _open(self, local: datetime) -> bool:
-        day = local.weekday()
+        today = local.date()
         if self._start < self._end:
-            return day in self._days and self._start <= local.hour < self._end
-        return (day in self._days and local.hour >= self._start) or ((day - 1) % 7 in self._days and local.hour < self._end)
+            return self._works_on(today) and self._start <= local.hour < self._end
+        if local.hour >= self._start:
+            return self._works_on(today)
+        return local.hour < self._end and self._works_on(today - timedelta(days=1))
+
+    def _works_on(self, day: date) -> bool:
+        if day.weekday() not in self._days:
+            return False
+        return day in self._open_all_the_same or not (day in self._closed or day in self._holidays)
 
     def _next_opening(self, now: datetime) -> datetime | None:
         # Where clocks go forward an opening may fall into the hour that does not exist, so each one is checked.
@@ -70,7 +87,7 @@ class BusinessHoursPlugin(PolicyPlugin):
 
     def _openings(self, now: datetime) -> Iterator[datetime]:
         today = now.astimezone(self._zone).date()
-        for days in range(-1, 15):
+        for days in range(-1, _LOOK_AHEAD_DAYS):
             yield datetime.combine(today + timedelta(days=days), time(self._start), self._zone).astimezone(UTC)
 
     def _described(self) -> str:
@@ -99,3 +116,26 @@ def _zone(name: str) -> ZoneInfo:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError, TypeError):
         raise ConfigurationError(f"unknown timezone {name!r}: an IANA name such as 'Europe/Berlin' is needed") from None
+
+
+def _dates(field: str, values: Iterable[str | date]) -> frozenset[date]:
+    try:
+        return frozenset(value if type(value) is date else date.fromisoformat(str(value)) for value in values)
+    except ValueError as error:
+        raise ConfigurationError(f"{field} must be dates such as 2026-12-24: {error}") from None
+
+
+def _holidays(country: str | None, subdivision: str | None) -> Collection[date]:
+    if country is None:
+        if subdivision is not None:
+            raise ConfigurationError("a subdivision needs its country")
+        return frozenset()
+    try:
+        from holidays import country_holidays
+    except ImportError:
+        raise ConfigurationError("the holidays of a country need an extra: pip install 'sark-mw[holidays]'") from None
+    try:
+        # It works out each year when it is first asked about.
+        return country_holidays(country, subdiv=subdivision)
+    except NotImplementedError as error:
+        raise ConfigurationError(f"no holidays are known: {error}") from None

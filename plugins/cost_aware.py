@@ -1,8 +1,8 @@
-"""Warn, then deny, as a principal's budget is used up."""
+"""Warn, then deny, as a budget is used up: the principal's own, or that of any scope that a request touches."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -22,10 +22,12 @@ class CostAwarePlugin(PolicyPlugin):
 
     The figures come from `cost_service` (anything with `async get_budget_status(principal_id)`), else from the one that the
     gateway binds, else from `context.environment["budget"]`: a mapping or object with `daily_budget`, `daily_spent`,
-    `monthly_budget`, `monthly_spent`, or None for no budget. The budget that is used most decides. No figures is an error.
+    `monthly_budget`, `monthly_spent`, or None for no budget. With `scopes`, kinds (`team`) or names (`org:acme`), the budgets of
+    those that a request touches decide, whatever their window, and what requests in flight hold counts as well. The budget that
+    is used most decides. No figures is an error.
     """
 
-    version = "1.0.0"
+    version = "1.1.0"
     description = "Warn, then deny, as a budget is used up"
     priority = 30
 
@@ -34,6 +36,7 @@ class CostAwarePlugin(PolicyPlugin):
         cost_service: BudgetReader | None = None,
         warning_threshold: float = 0.8,
         deny_threshold: float = 0.95,
+        scopes: Iterable[str] = (),
         *,
         name: str = "cost_aware",
         on_error: str = "deny",
@@ -42,6 +45,7 @@ class CostAwarePlugin(PolicyPlugin):
         self._deny = _share("deny_threshold", deny_threshold)
         if self._warn > self._deny:
             raise ConfigurationError(f"warning_threshold {self._warn} is above deny_threshold {self._deny}: it would never warn")
+        self._scopes = _scopes(scopes)
         self._name, self._on_error = name, on_error
         self._own_service = cost_service is not None
         self._service = cost_service
@@ -54,21 +58,40 @@ class CostAwarePlugin(PolicyPlugin):
     def on_error(self) -> str:
         return self._on_error
 
+    @property
+    def needs(self) -> frozenset[str] | None:
+        # The gateway reads where limits stand for those that ask for it by name.
+        return frozenset({"principal_id", "environment", "environment.limits"}) if self._scopes else None
+
     def bind(self, services: PolicyServices) -> None:
         if not self._own_service:
             self._service = services.budgets
 
     async def evaluate(self, context: PolicyContext) -> PolicyDecision:
+        used = self._used_by_scopes(context) if self._scopes else await self._used_by_principal(context)
+        return self._judge(used) if used else PolicyDecision(True, "no budget is set")
+
+    async def _used_by_principal(self, context: PolicyContext) -> dict[str, Decimal]:
         if self._service is not None:
             status: object = await self._service.get_budget_status(context.principal_id)
         elif "budget" in context.environment:
             status = context.environment["budget"]
         else:
             raise PolicyEvaluationError("no cost service, and no 'budget' in the context's environment")
-        used = {} if status is None else _used(status)
-        if not used:
-            return PolicyDecision(True, "no budget is set")
-        return self._judge(used)
+        return {} if status is None else _used(status)
+
+    def _used_by_scopes(self, context: PolicyContext) -> dict[str, Decimal]:
+        limits = context.environment.get("limits")
+        if not isinstance(limits, list):
+            raise PolicyEvaluationError("the gateway does not tell where limits stand")
+        used = {}
+        for limit in limits:
+            scope = str(limit["scope"])
+            if limit["unit"] == "usd" and (scope in self._scopes or scope.partition(":")[0] in self._scopes):
+                amount = _amount(limit, "amount") or Decimal(0)
+                taken = (_amount(limit, "spent") or Decimal(0)) + (_amount(limit, "held") or Decimal(0))
+                used[f"{scope}/{limit['window']}"] = taken / amount if amount > 0 else Decimal(1)
+        return used
 
     def _judge(self, used: dict[str, Decimal]) -> PolicyDecision:
         window, share = max(used.items(), key=lambda item: item[1])
@@ -105,6 +128,12 @@ def _amount(status: object, field: str) -> Decimal | None:
     if not amount.is_finite():
         raise PolicyEvaluationError(f"{field} is no amount: {value!r}")
     return amount
+
+
+def _scopes(values: Iterable[str]) -> frozenset[str]:
+    if isinstance(values, str):
+        raise ConfigurationError(f"scopes must be a list of kinds or scopes, not {values!r}")
+    return frozenset(values)
 
 
 def _share(field: str, value: float) -> Decimal:

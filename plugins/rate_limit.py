@@ -17,11 +17,11 @@ _PARTS: dict[str, Callable[[PolicyContext], str]] = {
 
 
 class RateLimitPlugin(PolicyPlugin):
-    """Allow `max_requests` in any `window_seconds` (or `window_minutes`) for each `key`; a refused request is not counted, and
-    one that is tried with several models (`[instead]`) counts once.
+    """Allow `max_requests` in any `window_seconds` (or `window_minutes`) for each `key`; only what passes is counted.
 
     `key` is `principal`, `resource`, `capability`, `everyone`, or several joined by `+`. Counts in `store`, or in the one that
     the gateway binds, so all processes share the count; without either each process counts alone (`metadata["shared"]` says so).
+    It is asked before the later plugins and the budget are: what those refuse is counted until they have, then given back.
     A denial carries `retry_after` in seconds. A store that does not answer is decided by `on_error`.
     """
 
@@ -50,7 +50,6 @@ class RateLimitPlugin(PolicyPlugin):
             raise ConfigurationError(f"key must be of {', '.join(_PARTS)}, joined by '+', not {key!r}")
         self._parts = [_PARTS[part] for part in parts]
         self._name, self._on_error = name, on_error
-        self._own_store = store is not None
         self._seconds = window_seconds
         self._window = RollingWindow(name=name, amount=max_requests, window_seconds=window_seconds, store=store, clock=clock)
 
@@ -63,16 +62,16 @@ class RateLimitPlugin(PolicyPlugin):
         return self._on_error
 
     def bind(self, services: PolicyServices) -> None:
-        if not self._own_store:
-            self._window.store = services.store
+        self._window.bind(services)
+
+    async def on_unload(self) -> None:
+        await self._window.aclose()
 
     async def evaluate(self, context: PolicyContext) -> PolicyDecision:
-        if context.environment.get("attempt"):
-            return PolicyDecision(True, "counted with the first attempt")
         # Lengths keep "a" + "b|c" and "a|b" + "c" apart.
         values = [part(context) for part in self._parts]
         key = values[0] if len(values) == 1 else "|".join(f"{len(value)}:{value}" for value in values)
-        count = await self._window.take(key, context.environment.get("root") or "default")
+        count = await self._window.take(key, context)
         metadata = {"limit": count.limit, "remaining": count.remaining, "window_seconds": self._seconds, "shared": count.shared}
         if count.admitted:
             return PolicyDecision(True, "within the rate limit", metadata)

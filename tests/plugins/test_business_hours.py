@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -129,3 +130,49 @@ def test_it_opens_when_the_denial_said_and_not_before(at: datetime, start: int, 
 def test_hours_days_and_zones_that_do_not_exist_are_refused(options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigurationError, match=complaint):
         BusinessHoursPlugin(**options)
+
+
+def christmas(hour: int = 12, day: int = 25) -> datetime:
+    return datetime(2026, 12, day, hour, tzinfo=UTC)
+
+
+def test_it_is_closed_on_public_holidays_of_the_country_and_its_parts() -> None:
+    germany = BusinessHoursPlugin(country="DE")
+    assert not allowed(germany, christmas()) and allowed(BusinessHoursPlugin(), christmas())
+    epiphany = datetime(2026, 1, 6, 12, tzinfo=UTC)
+    assert allowed(germany, epiphany) and not allowed(BusinessHoursPlugin(country="DE", subdivision="BY"), epiphany)
+    assert ask(germany, christmas()).metadata["opens_at"] == "2026-12-28T09:00:00+00:00"
+
+
+def test_dates_of_ones_own_close_it_or_keep_it_open() -> None:
+    plugin = BusinessHoursPlugin(country="DE", closed_on=["2026-12-24", christmas(day=23).date()], open_on=["2026-12-25"])
+    assert [allowed(plugin, christmas(day=day)) for day in (22, 23, 24, 25)] == [True, False, False, True]
+    assert not allowed(BusinessHoursPlugin(open_on=["2026-12-26"]), christmas(day=26)), "a Saturday stays one"
+
+
+def test_a_night_that_began_on_a_holiday_is_closed_to_its_end() -> None:
+    plugin = BusinessHoursPlugin(22, 6, range(7), closed_on=["2026-12-25"])
+    nights = [christmas(hour, day) for hour, day in ((3, 25), (23, 25), (3, 26), (23, 26))]
+    assert [allowed(plugin, night) for night in nights] == [True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"country": "ZZ"}, "no holidays are known"),
+        ({"country": "DE", "subdivision": "Bavaria!"}, "no holidays are known"),
+        ({"subdivision": "BY"}, "needs its country"),
+        ({"closed_on": ["24.12.2026"]}, "closed_on must be dates"),
+        ({"open_on": ["tomorrow"]}, "open_on must be dates"),
+    ],
+)
+def test_holidays_that_are_not_known_are_refused(options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigurationError, match=complaint):
+        BusinessHoursPlugin(**options)
+
+
+def test_without_the_library_only_a_country_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "holidays", None)
+    assert not allowed(BusinessHoursPlugin(closed_on=["2026-12-24"]), christmas(day=24))
+    with pytest.raises(ConfigurationError, match=r"sark-mw\[holidays\]"):
+        BusinessHoursPlugin(country="DE")

@@ -8,6 +8,8 @@ import pytest
 
 from plugins.cost_aware import CostAwarePlugin
 from sark_mw import BudgetReader, ConfigurationError, PolicyDecision, PolicyEvaluationError, PolicyPluginManager, PolicyServices
+from sark_mw._fake_provider import FakeProvider
+from tests.asgi.conftest import MakeGateway
 from tests.policy.samples import a_context
 
 
@@ -117,3 +119,51 @@ async def test_without_figures_from_anywhere_its_on_error_decides(on_error: str)
 def test_thresholds_that_make_no_sense_are_refused(options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigurationError, match=complaint):
         CostAwarePlugin(**options)
+
+
+def limit(scope: str, spent: int, held: int = 0, unit: str = "usd", amount: int = 100, window: str = "day") -> dict[str, Any]:
+    return {"scope": scope, "unit": unit, "window": window, "amount": amount, "spent": spent, "held": held, "used": 0}
+
+
+async def ask_of_scopes(scopes: list[str], *limits: dict[str, Any]) -> PolicyDecision:
+    return await CostAwarePlugin(scopes=scopes).evaluate(a_context(environment={"limits": list(limits)}))
+
+
+async def test_any_scopes_share_warns_then_denies() -> None:
+    assert "warning" in (await ask_of_scopes(["team"], limit("team:ml", 85))).metadata
+    denied = await ask_of_scopes(["team"], limit("team:ml", 85, held=10), limit("user:alice", 10))
+    assert not denied.allowed and denied.reason.startswith("95.0 % of the team:ml/day budget")
+    assert denied.metadata == {"team:ml/day_percent_used": 95.0}
+    assert (await ask_of_scopes(["org:acme"], limit("org:other", 99), limit("team:ml", 99))).reason == "no budget is set"
+    assert not (await ask_of_scopes(["org:acme", "team"], limit("org:acme", 96))).allowed
+
+
+async def test_of_scopes_only_budgets_in_dollars_count() -> None:
+    assert (await ask_of_scopes(["team"], limit("team:ml", 99, unit="requests"))).allowed
+    assert not (await ask_of_scopes(["team"], limit("team:ml", 0, amount=0))).allowed
+    assert not (await ask_of_scopes(["team"], limit("team:ml", 1), limit("team:ml", 96, window="month"))).allowed
+
+
+async def test_without_the_gateways_limits_its_on_error_decides() -> None:
+    manager = PolicyPluginManager()
+    await manager.register_plugin(CostAwarePlugin(scopes=["team"]))
+    assert (await manager.evaluate_all(a_context()))[0].allowed is False
+    with pytest.raises(ConfigurationError, match="scopes must be a list"):
+        CostAwarePlugin(scopes="team")
+
+
+async def test_a_gateway_tells_it_where_the_teams_budget_stands(make: MakeGateway) -> None:
+    manager = PolicyPluginManager()
+    await manager.register_plugin(CostAwarePlugin(scopes=["team"], deny_threshold=0.9))
+    slots = {"scope": "user:a", "amount": 100, "unit": "concurrency"}
+    principal = {"anonymous": "user:a", "default_scopes": ("team:ml",)}
+    gateway = await make(
+        FakeProvider(), {"policies": manager}, limits=({"scope": "team:ml", "amount": "10"}, slots), principal=principal
+    )
+    assert (await gateway.post()).status == 200
+    async with gateway.sark.reserve(principal="user:b", scopes=["team:ml"], estimate="9.5"):
+        # The figures may be a moment old.
+        later = [await gateway.post()]
+        while later[-1].status == 200:
+            later.append(await gateway.post())
+    assert later[-1].status == 403 and "% of the team:ml/day budget is spent" in later[-1].json["error"]["message"]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from plugins.rate_limit import RateLimitPlugin
 from sark_mw import ConfigurationError, PolicyDecision, PolicyPluginManager, PolicyServices
 from sark_mw.errors import StoreUnavailableError
-from sark_mw.policy import window
+from sark_mw.policy import counting, window
 from sark_mw.reservation import Balance, Outcome, Reserve, ReserveReply
 from tests.policy.samples import a_context
 
@@ -157,7 +157,7 @@ async def test_an_answer_that_was_lost_and_repeated_still_counts_as_admitted() -
 
 
 @pytest.mark.parametrize(
-    "outcomes", [[StoreUnavailableError("no answer")], [Outcome.NO_EPOCH], [Outcome.STALE_LIMITS] * window.MAX_ATTEMPTS]
+    "outcomes", [[StoreUnavailableError("no answer")], [Outcome.NO_EPOCH], [Outcome.STALE_LIMITS] * counting.MAX_ATTEMPTS]
 )
 @pytest.mark.parametrize("on_error", ["deny", "allow"])
 async def test_a_store_that_does_not_decide_leaves_it_to_on_error(outcomes: list[Outcome | Exception], on_error: str) -> None:
@@ -203,10 +203,3 @@ async def test_a_store_of_ones_own_is_kept_and_the_gateways_used_otherwise() -> 
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigurationError, match=complaint):
         RateLimitPlugin(**options)
-
-
-async def test_only_the_first_attempt_of_a_request_is_counted() -> None:
-    plugin = RateLimitPlugin(max_requests=2)
-    attempts = (0, 1, 2, 0, 1, 0, 1)
-    decisions = [await plugin.evaluate(a_context(environment={"attempt": attempt})) for attempt in attempts]
-    assert [decision.allowed for decision in decisions] == [True, True, True, True, True, False, True]

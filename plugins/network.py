@@ -1,0 +1,113 @@
+"""Allow requests from certain networks and countries only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sark_mw import ConfigurationError, PolicyContext, PolicyDecision, PolicyPlugin
+
+if TYPE_CHECKING:
+    import maxminddb
+
+_Address = IPv4Address | IPv6Address
+_Networks = tuple[IPv4Network | IPv6Network, ...]
+
+
+class NetworkPlugin(PolicyPlugin):
+    """Allow clients of `allow` (addresses or networks; none: all) that are not of `deny`, likewise by country.
+
+    Countries ("DE") are looked up in `country_database`, a file in MaxMind's format (GeoLite2 Country, DB-IP lite, …), with the
+    library `maxminddb`. A client that cannot be placed is denied wherever a list would have to know it. The client is the peer of
+    the connection: behind a proxy, let the server take it from the proxy's header (`uvicorn --forwarded-allow-ips`).
+    """
+
+    version = "1.0.0"
+    description = "Allow certain networks and countries only"
+    priority = 5
+
+    def __init__(
+        self,
+        allow: Iterable[str] = (),
+        deny: Iterable[str] = (),
+        country_database: str | Path | None = None,
+        allow_countries: Iterable[str] = (),
+        deny_countries: Iterable[str] = (),
+        *,
+        name: str = "network",
+    ) -> None:
+        self._name = name
+        self._allow, self._deny = _networks("allow", allow), _networks("deny", deny)
+        self._allow_countries = frozenset(code.upper() for code in allow_countries)
+        self._deny_countries = frozenset(code.upper() for code in deny_countries)
+        self._path = country_database
+        self._countries: maxminddb.Reader | None = None
+        if (self._allow_countries or self._deny_countries) and country_database is None:
+            raise ConfigurationError("countries need a country_database: the path of a file in MaxMind's format")
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    async def on_load(self) -> None:
+        if self._path is None:
+            return
+        try:
+            import maxminddb
+        except ImportError:
+            raise ConfigurationError("countries need an extra: pip install 'sark-mw[geo]'") from None
+        try:
+            self._countries = maxminddb.open_database(self._path)
+        except (OSError, maxminddb.InvalidDatabaseError) as error:
+            raise ConfigurationError(f"the country_database cannot be read: {error}") from None
+
+    async def on_unload(self) -> None:
+        if self._countries is not None:
+            self._countries.close()
+
+    async def evaluate(self, context: PolicyContext) -> PolicyDecision:
+        address = _address(context.environment.get("client"))
+        if address is None:
+            if self._allow or self._deny or self._countries is not None:
+                return PolicyDecision(False, "the client's address is not known")
+            return PolicyDecision(True, "no list is about addresses")
+        metadata: dict[str, Any] = {"client": str(address)}
+        if any(address in network for network in self._deny):
+            return PolicyDecision(False, "the client's network is denied", metadata)
+        if self._allow and not any(address in network for network in self._allow):
+            return PolicyDecision(False, "the client's network is not among those allowed", metadata)
+        if self._countries is not None:
+            country = metadata["country"] = _country(self._countries.get(address))
+            if country in self._deny_countries or (country is None and not self._allow):
+                return PolicyDecision(False, f"requests from {country or 'an unknown country'} are denied", metadata)
+            if self._allow_countries and country not in self._allow_countries:
+                return PolicyDecision(False, f"requests from {country or 'an unknown country'} are not allowed", metadata)
+        return PolicyDecision(True, "an allowed network", metadata)
+
+
+def _address(client: object) -> _Address | None:
+    try:
+        address = ip_address(str(client))
+    except ValueError:
+        return None
+    # An IPv4 client of a socket that takes both.
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _country(found: object) -> str | None:
+    for field in ("country", "registered_country"):
+        country = found.get(field) if isinstance(found, dict) else None
+        if isinstance(country, dict) and isinstance(country.get("iso_code"), str):
+            return str(country["iso_code"])
+    return None
+
+
+def _networks(field: str, values: Iterable[str]) -> _Networks:
+    if isinstance(values, str):
+        raise ConfigurationError(f"{field} must be a list of addresses or networks, not {values!r}")
+    try:
+        return tuple(ip_network(value, strict=False) for value in values)
+    except ValueError as error:
+        raise ConfigurationError(f"{field}: {error}") from None

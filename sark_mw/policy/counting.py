@@ -1,0 +1,126 @@
+"""Count in the store, together with every other process, and take back what was counted for requests that went no further."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from hashlib import blake2b
+from typing import Protocol, runtime_checkable
+
+from sark_mw.errors import PolicyEvaluationError, StoreError
+from sark_mw.limit import DEFAULT_ROOT
+from sark_mw.policy.base import LimitVersion, SharedStore
+from sark_mw.policy.context import PolicyContext
+from sark_mw.policy.outcomes import Outcomes, RequestEnd
+from sark_mw.reservation import Line, Need, Outcome, Reserve, ReserveReply, new_reservation_id
+
+logger = logging.getLogger(__name__)
+
+#: A change of the limits makes the store send a reserve back once; only a storm of changes does so again and again.
+MAX_ATTEMPTS = 5
+#: Requests under way of which a process remembers what it counted; each is told of when it ends, so they are never so many.
+MAX_PENDING = 100_000
+
+
+@runtime_checkable
+class GivesBack(Protocol):
+    """A store that can take back what a reserve without a lease has counted."""
+
+    async def give_back(self, booked: Reserve) -> bool:
+        """Take it back; False if it is not, or no more, there."""
+
+
+def root_of(context: PolicyContext) -> str:
+    """Name the root (tenant) that a request is counted in."""
+    return context.environment.get("root") or DEFAULT_ROOT
+
+
+def asked_by(context: PolicyContext) -> tuple[str, str] | None:
+    """Name the request, and which call of it this is; None outside a gateway. The same request may be asked about again."""
+    request_id = context.environment.get("request_id")
+    return None if request_id is None else (str(request_id), f"{request_id}.{context.environment.get('call', 0)}")
+
+
+class Counting:
+    """Reserves of a plugin's own, on lines of its own, without a lease: counted and decided in one round trip.
+
+    The same request, asked about again (with a cheaper model), is counted once. What was counted for a request that is refused
+    afterwards, by another plugin or by a limit, is given back as soon as `outcomes` tells of it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._tables: dict[str, LimitVersion] = {}
+        self._booked: OrderedDict[str, dict[str, tuple[SharedStore, Reserve]]] = OrderedDict()
+        self._giving: set[asyncio.Task[None]] = set()
+        self._outcomes: Outcomes | None = None
+
+    def listen(self, outcomes: Outcomes | None) -> None:
+        """Hear of requests' ends from `outcomes`, in place of whatever was heard before."""
+        if self._outcomes is not None and self._outcomes is not outcomes:
+            self._outcomes.forget(self._heard)
+        self._outcomes = outcomes
+        if outcomes is not None:
+            outcomes.listen(self._heard)
+
+    async def take(
+        self, store: SharedStore, context: PolicyContext, lines: tuple[Line, ...], needs: tuple[Need, ...]
+    ) -> ReserveReply:
+        """Count `needs` on `lines` if they fit; raises the store's errors, and `PolicyEvaluationError` in a storm of changes."""
+        asked, root = asked_by(context), root_of(context)
+        reservation_id = new_reservation_id() if asked is None else f"{asked[1]}.{_digest(lines)}"
+        table = self._tables.get(root)
+        for _ in range(MAX_ATTEMPTS):
+            if table is None:
+                table = self._tables[root] = await store.limits(root)
+            reserve = Reserve(
+                reservation_id=reservation_id,
+                root=root,
+                lines=lines,
+                needs=needs,
+                lease_ms=0,
+                version=table.version,
+                epoch=table.epoch,
+            )
+            if asked is not None:
+                self._remember(asked[0], store, reserve)
+            reply = await store.reserve(reserve)
+            if reply.outcome is Outcome.EXCEEDS_LIMIT and asked is not None:
+                self._booked.get(asked[0], {}).pop(reservation_id, None)
+            if reply.outcome is not Outcome.STALE_LIMITS:
+                return reply
+            table = None
+        raise PolicyEvaluationError(f"{self.name}: the limits of root {root!r} changed {MAX_ATTEMPTS} times during one request")
+
+    def _remember(self, request_id: str, store: SharedStore, reserve: Reserve) -> None:
+        # Before it is sent: if its answer never comes, it may have been counted all the same.
+        if self._outcomes is not None:
+            self._booked.setdefault(request_id, {})[reserve.reservation_id] = (store, reserve)
+            while len(self._booked) > MAX_PENDING:
+                self._booked.popitem(last=False)
+
+    def _heard(self, end: RequestEnd) -> None:
+        booked = self._booked.pop(end.request_id, None)
+        if booked and not end.admitted:
+            task = asyncio.ensure_future(self._give_back([*booked.values()]))
+            self._giving.add(task)
+            task.add_done_callback(self._giving.discard)
+
+    async def _give_back(self, booked: list[tuple[SharedStore, Reserve]]) -> None:
+        for store, reserve in booked:
+            if isinstance(store, GivesBack):
+                try:
+                    await store.give_back(reserve)
+                except StoreError as error:
+                    logger.warning("%s: a refused request stays counted, the store did not take it back: %s", self.name, error)
+
+    async def aclose(self) -> None:
+        """Hear no more, and end what is being given back."""
+        self.listen(None)
+        if self._giving:
+            await asyncio.wait([*self._giving])
+
+
+def _digest(lines: tuple[Line, ...]) -> str:
+    return blake2b("\n".join(line.counter for line in lines).encode(errors="surrogatepass"), digest_size=8).hexdigest()

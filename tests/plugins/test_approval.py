@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from plugins.approval import ApprovalPlugin
+from sark_mw import ConfigurationError, PolicyContext, PolicyDecision, PolicyPluginManager
+from sark_mw._fake_provider import FakeProvider
+from tests.asgi.driving import CHAT, LONG, Answer, Gateway, gateway_for, settings_for
+from tests.cli.running import printed, sark
+from tests.policy.samples import Sample, a_context
+
+TOKEN = "a token of the tests, long enough"
+BEARER = {"authorization": f"Bearer {TOKEN}"}
+#: May cost several cents.
+DEAR = LONG
+
+
+class Office:
+    """A gateway's process, its callers and its administrators."""
+
+    def __init__(self, gateway: Gateway, provider: FakeProvider) -> None:
+        self.gateway = gateway
+        self.provider = provider
+
+    async def post(self, body: Any = DEAR, *, token: str | None = None, user: str | None = None) -> Answer:
+        headers = {"x-sark-approval": token} if token else {}
+        headers |= {"x-sark-principal": user} if user else {}
+        answer = await self.gateway.post(body, headers=headers)
+        await self.gateway.quiet()
+        return answer
+
+    async def admin(self, method: str, path: str, body: Any = None, *, status: int = 200, query: bytes = b"") -> Any:
+        raw = b"" if body is None else body
+        answer = await self.gateway.post(raw, f"/sark/admin{path}", method=method, headers=BEARER, query_string=query)
+        assert answer.status == status, answer.body
+        return answer.json
+
+    async def denied(self, **more: Any) -> str:
+        """Send a dear request, and return the id that it may be approved by."""
+        answer = await self.post(**more)
+        assert answer.status == 403, answer.body
+        message: str = answer.json["error"]["message"]
+        return message.rpartition(" ")[2]
+
+    async def approved(self, approval_id: str, **body: Any) -> str:
+        token: str = (await self.admin("POST", f"/approvals/{approval_id}", body))["token"]
+        return token
+
+    async def waiting(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = (await self.admin("GET", "/approvals"))["approvals"]
+        return found
+
+
+MakeOffice = Callable[..., Awaitable[Office]]
+
+
+@pytest.fixture
+async def make(tmp_path: Path) -> AsyncIterator[MakeOffice]:
+    """Make processes on one store, all with the same settings."""
+    url = f"memory://{uuid4().hex}"
+    async with AsyncExitStack() as stack:
+
+        async def one(*plugins: Sample, **sections: Any) -> Office:
+            manager = PolicyPluginManager()
+            for plugin in (ApprovalPlugin(above_usd="0.02"), *plugins):
+                await manager.register_plugin(plugin)
+            sections = {
+                "admin": {"enabled": True, "token": TOKEN},
+                "principal": {"anonymous": "user:a", "sources": ("header",), "trusted_proxies": ("203.0.113.0/24",)},
+                "store": {"url": url, "journal": tmp_path / f"{uuid4().hex}.jsonl"},
+                **sections,
+            }
+            settings = settings_for(tmp_path, **sections)
+            provider = FakeProvider()
+            gateway = await stack.enter_async_context(gateway_for(provider, settings, on_fakeredis=True, policies=manager))
+            return Office(gateway, provider)
+
+        yield one
+
+
+@pytest.fixture
+async def office(make: MakeOffice) -> Office:
+    return await make()
+
+
+async def test_a_dear_request_waits_and_goes_on_once_with_the_administrators_token(office: Office) -> None:
+    assert (await office.post(CHAT)).status == 200
+    approval_id = await office.denied()
+    (waits,) = await office.waiting()
+    assert (waits["id"], waits["principal"], waits["capability"], waits["model"]) == (approval_id, "user:a", "chat", "gpt-4o")
+    assert 0.04 <= float(waits["amount"]) < 0.1 and "hello" not in json.dumps(waits)
+    token = await office.approved(approval_id, reason="quarterly report")
+    assert await office.waiting() == []
+    assert (await office.post(token=token)).status == 200
+    again = await office.post(token=token)
+    assert again.status == 403 and "the approval has been used" in again.json["error"]["message"]
+    assert len(office.provider.calls) == 2
+    (event,) = (await office.admin("GET", "/events", query=b"kind=approval"))["events"]
+    assert (event["scope"], event["reason"], event["actor"]) == ("user:a", "quarterly report", "admin")
+    assert token not in json.dumps(event)
+
+
+async def test_a_token_is_used_once_by_all_processes_together(make: MakeOffice) -> None:
+    offices = [await make(), await make()]
+    token = await offices[1].approved(await offices[0].denied())
+    answers = await asyncio.gather(*(offices[n % 2].post(token=token) for n in range(8)))
+    assert sorted(answer.status or 0 for answer in answers) == [200] + [403] * 7
+
+
+async def test_a_token_is_for_its_principal_and_its_amount(office: Office) -> None:
+    token = await office.approved(await office.denied())
+    other = await office.post(token=token, user="user:b")
+    assert other.status == 403 and "for another request" in other.json["error"]["message"]
+    dearer = await office.post({**LONG, "max_tokens": 16_000}, token=token)
+    assert dearer.status == 403 and "for at most $0.0" in dearer.json["error"]["message"]
+    assert {each["principal"] for each in await office.waiting()} == {"user:a", "user:b"}
+    assert (await office.post(token=token)).status == 200
+
+
+async def test_an_administrator_may_allow_another_amount(office: Office) -> None:
+    token = await office.approved(await office.denied(), amount="1")
+    assert (await office.post({**LONG, "max_tokens": 16_000}, token=token)).status == 200
+
+
+@pytest.mark.parametrize("change", [lambda t: "x" + t, lambda t: t[:-2] + "!!", lambda t: t.partition(".")[0], lambda t: "."])
+async def test_a_token_that_was_tampered_with_is_none(office: Office, change: Callable[[str], str]) -> None:
+    token = await office.approved(await office.denied())
+    answer = await office.post(token=change(token))
+    assert answer.status == 403 and "not genuine" in answer.json["error"]["message"]
+    assert (await office.post(token=token)).status == 200
+
+
+async def test_another_admin_token_makes_all_of_them_void(make: MakeOffice) -> None:
+    before, after = await make(), await make(admin={"enabled": True, "token": "another token of the tests"})
+    token = await before.approved(await before.denied())
+    assert "not genuine" in (await after.post(token=token)).json["error"]["message"]
+
+
+async def test_a_token_and_a_waiting_request_have_an_end(office: Office) -> None:
+    approval_id = await office.denied()
+    token = await office.approved(approval_id, valid_s=1)
+    await office.denied()
+    office.gateway.sark.clock.heard(office.gateway.sark.clock.now_ms() + 2000)
+    # The store's own answers bring the true time back, so it is read at once.
+    assert office.gateway.sark.approvals.read(token) is None
+    office.gateway.sark.clock.heard(office.gateway.sark.clock.now_ms() + 2 * 86_400_000)
+    assert await office.gateway.sark.approvals.waiting("default") == []
+
+
+async def test_one_of_several_administrators_answers_and_a_refused_request_is_listed_no_more(office: Office) -> None:
+    approval_id = await office.denied()
+    assert await office.denied() == approval_id, "the same request waits once"
+    path = f"/approvals/{approval_id}"
+
+    async def approve() -> int:
+        answer = await office.gateway.post({}, f"/sark/admin{path}", headers=BEARER)
+        return answer.status or 0
+
+    assert sorted(await asyncio.gather(*(approve() for _ in range(4)))) == [200, 404, 404, 404]
+    again = await office.denied()
+    assert (await office.admin("DELETE", path))["turned_down"]["id"] == again
+    await office.admin("DELETE", path, status=404)
+    await office.admin("POST", path, {}, status=404)
+
+
+async def test_what_the_budget_or_a_later_plugin_refuses_does_not_use_the_token_up(make: MakeOffice) -> None:
+    async def later(context: PolicyContext) -> PolicyDecision:
+        return PolicyDecision(context.arguments.get("user") != "no", "not now")
+
+    office = await make(Sample("later", later, priority=200))
+    token = await office.approved(await office.denied())
+
+    async def once_given_back(body: dict[str, Any]) -> Answer:
+        while b"has been used" in (answer := await office.post(body, token=token)).body:
+            await asyncio.sleep(0)
+        return answer
+
+    for _ in range(3):
+        assert "not now" in (await once_given_back({**DEAR, "user": "no"})).json["error"]["message"]
+    assert (await once_given_back(DEAR)).status == 200
+    assert b"has been used" in (await office.post(token=token)).body
+
+
+async def test_one_principal_cannot_push_anothers_request_off_the_list(office: Office) -> None:
+    mine = await office.denied(user="user:b")
+    for n in range(40):
+        await office.post({**LONG, "max_tokens": 4000 + 1000 * n if n < 12 else 4000 + n})
+    waiting = await office.waiting()
+    assert mine in [each["id"] for each in waiting] and len(waiting) <= 9
+
+
+async def test_what_nobody_can_approve_is_denied_all_the_same(make: MakeOffice) -> None:
+    office = await make(admin={})
+    answer = await office.post()
+    assert answer.status in (403, 503) and office.provider.calls == []
+    bare = PolicyPluginManager()
+    await bare.register_plugin(ApprovalPlugin())
+    for environment in ({}, {"estimated_nanos": 5_000_000_000}):
+        assert not (await bare.evaluate_all(a_context(environment=environment)))[0].allowed
+    assert (await bare.evaluate_all(a_context(environment={"estimated_nanos": 1_000_000_000})))[0].allowed
+
+
+@pytest.mark.parametrize("amount", [-1, "much", float("nan"), True])
+def test_amounts_that_make_no_sense_are_refused(amount: Any) -> None:
+    with pytest.raises(ConfigurationError, match="above_usd"):
+        ApprovalPlugin(above_usd=amount)
+
+
+def test_the_command_line_does_it_too(tmp_path: Path, valkey_server: Any) -> None:
+    asyncio.run(_by_command(tmp_path, valkey_server.url))
+
+
+async def _by_command(tmp_path: Path, url: str) -> None:
+    config = tmp_path / "sark.toml"
+    prefix = uuid4().hex
+    config.write_text(
+        f'[store]\nurl = "{url}"\nprefix = "{prefix}"\njournal = "{tmp_path}/j"\n'
+        f'[ledger]\nurl = "sqlite:///{tmp_path}/l.db"\n[admin]\ntoken = "{TOKEN}"\n',
+        "utf-8",
+    )
+    manager, provider = PolicyPluginManager(), FakeProvider()
+    await manager.register_plugin(ApprovalPlugin(above_usd=Decimal("0.02")))
+    store = {"url": url, "prefix": prefix, "journal": tmp_path / "journal"}
+    settings = settings_for(tmp_path, store=store, ledger={"url": f"sqlite:///{tmp_path}/l.db"}, admin={"token": TOKEN})
+    async with gateway_for(provider, settings, on_fakeredis=True, policies=manager) as gateway:
+        refused = await gateway.post(DEAR)
+        (waits,) = await asyncio.to_thread(printed, "approvals", "list", "--json", "-c", config)
+        assert refused.json["error"]["message"].endswith(waits["id"])
+        done = await asyncio.to_thread(sark, "approvals", "approve", waits["id"], "--reason", "why", "-c", config)
+        answer = await gateway.post(DEAR, headers={"x-sark-approval": done.stdout.strip()})
+        assert answer.status == 200
+        (event,) = await asyncio.to_thread(printed, "limits", "history", "--kind", "approval", "--json", "-c", config)
+        assert event["reason"] == "why"
+        await gateway.post(DEAR)
+        said = await asyncio.to_thread(sark, "approvals", "refuse", waits["id"], "-c", config)
+        assert "waits no more" in said.stdout
+        assert await asyncio.to_thread(printed, "approvals", "list", "--json", "-c", config) == []

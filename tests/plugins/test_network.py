@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mmdb_writer import MMDBWriter
+from netaddr import IPSet
+
+from plugins.network import NetworkPlugin
+from sark_mw import ConfigurationError
+from tests.policy.samples import a_context
+
+
+async def allowed(plugin: NetworkPlugin, client: object) -> bool:
+    return (await plugin.evaluate(a_context(environment={"client": client}))).allowed
+
+
+async def test_only_networks_of_the_list_are_allowed_and_denials_win() -> None:
+    plugin = NetworkPlugin(allow=["10.0.0.0/8", "2001:db8::/32", "192.0.2.7"], deny=["10.9.0.0/16"])
+    clients = ["10.1.2.3", "10.9.2.3", "2001:db8::5", "192.0.2.7", "192.0.2.8", "2001:db9::1"]
+    assert [await allowed(plugin, client) for client in clients] == [True, False, True, True, False, False]
+
+
+async def test_an_ipv4_client_of_a_socket_for_both_is_the_ipv4_client() -> None:
+    plugin = NetworkPlugin(allow=["10.0.0.0/8"])
+    assert await allowed(plugin, "::ffff:10.1.2.3") and not await allowed(plugin, "::ffff:11.1.2.3")
+
+
+@pytest.mark.parametrize("client", [None, "", "unix", "10.0.0.300"])
+async def test_a_client_that_cannot_be_placed_is_denied_where_a_list_would_have_to_know_it(client: object) -> None:
+    assert not await allowed(NetworkPlugin(allow=["0.0.0.0/0", "::/0"]), client)
+    assert not await allowed(NetworkPlugin(deny=["10.0.0.0/8"]), client)
+    assert await allowed(NetworkPlugin(), client)
+
+
+@pytest.mark.parametrize("options", [{"allow": "10.0.0.0/8"}, {"deny": ["10.0.0.0/40"]}, {"allow_countries": ["DE"]}])
+def test_lists_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError):
+        NetworkPlugin(**options)
+
+
+@pytest.fixture
+def countries(tmp_path: Path) -> Path:
+    writer = MMDBWriter(6, "Test-Country", languages=["en"], ipv4_compatible=True)
+    writer.insert_network(IPSet(["192.0.2.0/24"]), {"country": {"iso_code": "DE"}})
+    writer.insert_network(IPSet(["198.51.100.0/24"]), {"country": {"iso_code": "US"}})
+    writer.insert_network(IPSet(["203.0.113.0/24"]), {"registered_country": {"iso_code": "FR"}})
+    path = tmp_path / "countries.mmdb"
+    writer.to_db_file(str(path))
+    return path
+
+
+async def loaded(path: Path, **options: Any) -> NetworkPlugin:
+    plugin = NetworkPlugin(country_database=path, **options)
+    await plugin.on_load()
+    return plugin
+
+
+async def test_countries_are_allowed_or_denied_by_the_database(countries: Path) -> None:
+    plugin = await loaded(countries, allow_countries=["de", "FR"])
+    clients = ["192.0.2.1", "198.51.100.1", "203.0.113.1", "10.1.1.1", "::ffff:192.0.2.1"]
+    assert [await allowed(plugin, client) for client in clients] == [True, False, True, False, True]
+    decision = await plugin.evaluate(a_context(environment={"client": "198.51.100.1"}))
+    assert decision.reason == "requests from US are not allowed" and decision.metadata["country"] == "US"
+    await plugin.on_unload()
+    denying = await loaded(countries, deny_countries=["US"])
+    assert [await allowed(denying, client) for client in clients[:4]] == [True, False, True, False]
+    await denying.on_unload()
+
+
+async def test_a_database_that_is_none_and_a_library_that_is_missing_are_told_at_load(
+    tmp_path: Path, countries: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        await loaded(tmp_path / "none.mmdb", deny_countries=["US"])
+    (tmp_path / "text.mmdb").write_text("no database")
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        await loaded(tmp_path / "text.mmdb", deny_countries=["US"])
+    monkeypatch.setitem(sys.modules, "maxminddb", None)
+    with pytest.raises(ConfigurationError, match=r"sark-mw\[geo\]"):
+        await loaded(countries, deny_countries=["US"])
