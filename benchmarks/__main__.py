@@ -12,7 +12,10 @@ from pathlib import Path
 
 from benchmarks.figures import Options, clean_start, keep, table
 
-NAMES = ("estimate", "plugin", "reserve", "settle", "summary", "overhead", "overspend", "replay", "limits", "soak")
+NAMES = (
+    *("estimate", "plugin", "plugin_tiers", "plugin_isolation", "reserve", "settle", "summary"),
+    *("overhead", "overspend", "replay", "limits", "soak"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -27,8 +27,11 @@ from sark_mw.errors import (
 from sark_mw.instrumentation.base import Instrumentation, NullInstrumentation
 from sark_mw.instrumentation.metrics_app import metrics_app
 from sark_mw.limit import Limit, Mode, Unit
+from sark_mw.policy.approvals import Approval, ApprovalRequest, Approvals
 from sark_mw.policy.base import (
     BudgetReader,
+    Obligation,
+    ObligationKind,
     PolicyContext,
     PolicyDecision,
     PolicyObserver,
@@ -38,8 +41,10 @@ from sark_mw.policy.base import (
     SharedStore,
 )
 from sark_mw.policy.builtin import builtin_plugin_path
+from sark_mw.policy.history import HourAmount, HourlyAmounts
 from sark_mw.policy.manager import PolicyPluginManager
-from sark_mw.policy.window import RollingWindow
+from sark_mw.policy.outcomes import Outcomes, RequestEnd
+from sark_mw.policy.window import RollingWindow, WindowCount
 from sark_mw.pricing.anthropic import AnthropicCostEstimator
 from sark_mw.pricing.base import CostEstimate, CostEstimator, InvocationRequest, InvocationResult
 from sark_mw.pricing.fixed import FixedCostEstimator, NoCostEstimator
@@ -54,6 +59,9 @@ from sark_mw.wire.base import Refusal, RefusalKind
 __all__ = [
     "Admission",
     "AnthropicCostEstimator",
+    "Approval",
+    "ApprovalRequest",
+    "Approvals",
     "BudgetReader",
     "BudgetStatus",
     "ConfigurationError",
@@ -69,6 +77,8 @@ __all__ = [
     "Enforcer",
     "FixedCostEstimator",
     "GeminiCostEstimator",
+    "HourAmount",
+    "HourlyAmounts",
     "Instrumentation",
     "InvalidRequestError",
     "Invocation",
@@ -81,7 +91,10 @@ __all__ = [
     "MoneyError",
     "NoCostEstimator",
     "NullInstrumentation",
+    "Obligation",
+    "ObligationKind",
     "OpenAICostEstimator",
+    "Outcomes",
     "PolicyContext",
     "PolicyDecision",
     "PolicyEvaluationError",
@@ -95,6 +108,7 @@ __all__ = [
     "Refusal",
     "RefusalKind",
     "RefusedError",
+    "RequestEnd",
     "RollingWindow",
     "SARKGateway",
     "Sark",
@@ -108,6 +122,7 @@ __all__ = [
     "StoreUnavailableError",
     "Unit",
     "Usage",
+    "WindowCount",
     "builtin_plugin_path",
     "metrics_app",
 ]

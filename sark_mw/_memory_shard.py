@@ -143,6 +143,19 @@ class Shard:
         self._ledger_sums[counter] += change
         return Outcome.REPAIRED
 
+    def give_back(self, booked: Reserve, now: int) -> bool:
+        """Take back what a booking without a hold counted, where it was counted."""
+        self._rotate(now)
+        stone = self._tombstone(booked.reservation_id)
+        if stone is None or stone.resolution != Outcome.SETTLED or stone.known:
+            return False
+        amounts = {need.unit: -need.held for need in booked.needs}
+        for line in booked.lines:
+            self._counters.book_late(line, amounts.get(line.unit, 0), made_ms=stone.made_ms, now=now)
+        self._note(booked.lines, amounts)
+        self._done[booked.reservation_id] = replace(stone, resolution=Outcome.RELEASED)
+        return True
+
     def holds(self, root: str, most: int, now: int) -> list[LiveHold]:
         """List live reservations by the end of their lease."""
         live = sorted((hold.lease_ends_ms, name) for name, hold in self._holds.items() if root in ("", hold.root))

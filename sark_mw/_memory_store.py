@@ -128,6 +128,10 @@ class MemoryStore:
         """Add `change` to what a counter has spent, if nobody has since it was measured."""
         return self._living(root).repair(epoch, seq, line.counter, change)
 
+    async def give_back(self, booked: Reserve) -> bool:
+        """Take back what a reserve without a lease and an entry counted; False if that is not (or no more) there."""
+        return self._living(booked.root).give_back(booked, self.clock())
+
     async def holds(self, root: str, most: int = 100) -> list[LiveHold]:
         """List the live reservations of a root, those whose lease ends first at the head."""
         return self._living(root).holds(root, most, self.clock())

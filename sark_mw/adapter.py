@@ -174,8 +174,11 @@ class SARKGateway:
         except (StoreError, LedgerError) as error:
             _log.error("the gateway cannot be opened: %s", error)
             return _failed("spending cannot be checked at the moment", "unavailable")
-        answer = await enforcer.admit(invocation)
-        self._tell(invocation, answer)
+        answer: Admission | Refusal | None = None
+        try:
+            answer = await enforcer.admit(invocation)
+        finally:
+            self._tell(invocation, answer)
         if isinstance(answer, Refusal):
             details = {name: value for name, value in asdict(answer).items() if value not in (None, "")}
             return _failed(answer.message, answer.kind.value, request_id=answer.request_id, refusal=details)
@@ -256,22 +259,25 @@ class SARKGateway:
                 rebuild=sark.recovery.ensure,
                 leases=sark.leases,
                 options=sark.enforcer.options,
+                limit_figures=sark.limit_figures,
             )
             enforcer.live = sark.enforcer.live  # so that leases are renewed, and held again after a loss
         budgets = _NamedBudgets(StoreBudgets(sark.store, sark.tables, sark.settings.principal.root))
-        policies.bind(PolicyServices(store=sark.store, budgets=budgets))
+        policies.bind(PolicyServices(store=sark.store, budgets=budgets, limits=sark.limit_figures))
         self._door = (sark, policies, enforcer)
         return enforcer
 
-    def _tell(self, invocation: Invocation, answer: Admission | Refusal) -> None:
+    def _tell(self, invocation: Invocation, answer: Admission | Refusal | None) -> None:
+        """Tell of a request's end; without an answer it was cancelled while it was decided."""
         refusal = answer if isinstance(answer, Refusal) else None
+        outcome = outcome_of(refusal) if refusal else RequestOutcome.ADMITTED if answer else RequestOutcome.INVALID
         self.sark.instrumentation.request_finished(
             RequestFinished(
-                outcome=outcome_of(refusal) if refusal else RequestOutcome.ADMITTED,
+                outcome=outcome,
                 wire="direct",
                 operation=invocation.request.capability_id,
                 provider=invocation.estimator.provider_name,
-                reason=reason_of(refusal) if refusal else "",
+                reason=reason_of(refusal) if refusal else "" if answer else "client_gone",
                 request_id=invocation.request_id,
                 root=invocation.root,
                 principal_id=invocation.request.principal_id,

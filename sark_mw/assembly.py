@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from decimal import Decimal
 
-from sark_mw.errors import ConfigurationError
+from sark_mw.enforcement.lease_shares import LeaseOptions
 from sark_mw.instrumentation.audit import AuditInstrumentation, audit_logger
 from sark_mw.instrumentation.base import BreakerState, Composite, Instrumentation, NullInstrumentation
 from sark_mw.instrumentation.prometheus import PrometheusInstrumentation
@@ -13,12 +13,11 @@ from sark_mw.instrumentation.tracing import TracingInstrumentation
 from sark_mw.instrumentation.tracing import is_installed as tracing_is_installed
 from sark_mw.ledger import open_ledger
 from sark_mw.ledger.base import Ledger
-from sark_mw.policy.builtin import builtin_plugin_path
-from sark_mw.policy.manager import PolicyPluginManager
+from sark_mw.money import to_nanos
 from sark_mw.pricing.base import CostEstimator
 from sark_mw.pricing.prices import PriceOverride, PricingOptions
 from sark_mw.pricing.registry import builtin_estimators
-from sark_mw.settings import LedgerSettings, ObserveSettings, PolicySettings, PricingSettings, StoreSettings
+from sark_mw.settings import LedgerSettings, ObserveSettings, PricingSettings, StoreSettings
 from sark_mw.store.connect import StoreOptions, open_store
 from sark_mw.store.redis_store import RedisStore
 
@@ -103,9 +102,12 @@ def make_prometheus(settings: ObserveSettings) -> PrometheusInstrumentation | No
 
 
 def make_instrumentation(
-    settings: ObserveSettings, prometheus: PrometheusInstrumentation | None, own: Instrumentation | None = None
+    settings: ObserveSettings,
+    prometheus: PrometheusInstrumentation | None,
+    own: Instrumentation | None = None,
+    *more: Instrumentation,
 ) -> Instrumentation:
-    """Put metrics, audit log, traces and the user's own together, behind the boundary that catches their faults."""
+    """Put metrics, audit log, traces, the user's own and `more` together, behind the boundary that catches their faults."""
     parts: list[Instrumentation] = []
     if prometheus is not None:
         parts.append(prometheus)
@@ -115,18 +117,16 @@ def make_instrumentation(
         parts.append(TracingInstrumentation())
     if own is not None:
         parts.append(own)
-    return Composite(parts)
+    return Composite([*parts, *more])
 
 
-async def load_plugins(manager: PolicyPluginManager, settings: PolicySettings) -> list[str]:
-    """Load the plugins that the settings name and return their names.
-
-    Raises `ConfigurationError` with the file of the one that does not load.
-    """
-    loaded = []
-    for plugin in settings.plugins:
-        path = builtin_plugin_path(plugin.name) if plugin.name else plugin.path
-        if path is None:
-            raise ConfigurationError("a plugin needs a name or a path")
-        loaded.append((await manager.load_from_file(path, plugin.enabled, **plugin.options)).name)
-    return loaded
+def lease_options(settings: StoreSettings) -> LeaseOptions | None:
+    """Make what a process may lease, None where it leases nothing."""
+    if settings.on_store_failure != "leased":
+        return None
+    return LeaseOptions(
+        usd_nanos=to_nanos(settings.lease_usd),
+        requests=settings.lease_requests,
+        tokens=settings.lease_tokens,
+        share=settings.lease_share,
+    )

@@ -11,6 +11,7 @@ from sark_mw.enforcement.admission import Admission, Spent
 from sark_mw.enforcement.invocation import Idempotency, idempotency
 from sark_mw.errors import ConfigurationError, CostEstimationError
 from sark_mw.money import to_nanos
+from sark_mw.policy.base import Obligation
 from sark_mw.pricing.base import CostEstimate, CostEstimator, Estimate, InvocationRequest, Json, Meter, in_nanos
 from sark_mw.pricing.metered import MeteredEstimator
 from sark_mw.usage import Usage
@@ -65,6 +66,11 @@ class DirectReservation:
     def estimate(self) -> Estimate:
         """What was held, and what was expected."""
         return self._admission.estimate
+
+    @property
+    def obligations(self) -> tuple[Obligation, ...]:
+        """What the policies oblige to: the kinds that `reserve` was told of are the caller's to see to, the others are done."""
+        return self._admission.obligations
 
     @property
     def resolved(self) -> bool:

@@ -6,21 +6,24 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from sark_mw.enforcement.admission import Admission, tell_held
 from sark_mw.enforcement.invocation import Idempotency, Invocation, entry_of, needs_of, under_every_name
 from sark_mw.enforcement.leases import LeasePool
+from sark_mw.enforcement.members import Memberships
+from sark_mw.enforcement.obligations import obey
+from sark_mw.enforcement.policies import PolicyGate
 from sark_mw.enforcement.refusals import RecentRefusals
-from sark_mw.enforcement.refuse import IDEMPOTENT, refuse_limit, refuse_policy, refuse_repeated
+from sark_mw.enforcement.refuse import IDEMPOTENT, refuse_limit, refuse_repeated
 from sark_mw.enforcement.settler import Settler
 from sark_mw.enforcement.tables import Layout, LimitTables, ServerClock
 from sark_mw.errors import CostEstimationError, InvalidRequestError, MoneyError, StoreDataLostError, StoreUnavailableError
 from sark_mw.instrumentation.base import Instrumentation, Reserved
 from sark_mw.ledger.entries import CallerEntry
 from sark_mw.money import MAX_HOLD
-from sark_mw.policy.base import PolicyContext
+from sark_mw.policy.base import LimitReader
 from sark_mw.policy.manager import PolicyPluginManager
 from sark_mw.pricing.base import Estimate, estimate_with
 from sark_mw.reservation import Need, Outcome, Reserve, ReserveReply, Resolution, Settle, new_reservation_id
@@ -41,9 +44,11 @@ class EnforcerOptions:
 
     lease_ms: int = 120_000
     policy_timeout_s: float = 5.0
+    policy_chain_timeout_s: float | None = None
     on_store_failure: Literal["deny", "allow", "leased"] = "deny"
     on_unknown_model: Literal["dearest", "deny"] = "dearest"
     budget_status: int = 402
+    members: Memberships = field(default_factory=lambda: Memberships({}))
 
 
 class Enforcer:
@@ -62,12 +67,19 @@ class Enforcer:
         leases: LeasePool,
         options: EnforcerOptions,
         refusals: RecentRefusals | None = None,
+        limit_figures: LimitReader | None = None,
     ) -> None:
         self._store = store
         self._tables = tables
         self._clock = clock
         self._settler = settler
-        self._policies = policies
+        self._gate = PolicyGate(
+            policies,
+            instrumentation,
+            limits=limit_figures,
+            timeout_s=options.policy_timeout_s,
+            chain_timeout_s=options.policy_chain_timeout_s,
+        )
         self._instrumentation = instrumentation
         self._rebuild = rebuild
         self._leases = leases
@@ -90,18 +102,26 @@ class Enforcer:
         estimate = await self._estimate(invocation)
         if isinstance(estimate, Refusal):
             return estimate
-        denied = await self._ask_policies(invocation, estimate)
-        if denied is not None:
-            return denied
+        owed = await self._gate.ask(invocation, estimate)
+        if isinstance(owed, Refusal):
+            return owed
+        if owed:
+            obeyed = await obey(owed, invocation, estimate, self._estimate, self.options.members)
+            if isinstance(obeyed, Refusal):
+                return obeyed
+            invocation, estimate = obeyed
         invocation = under_every_name(invocation, estimate)
         needs = needs_of(estimate, max(len(invocation.calls), 1), uses_tokens=invocation.uses_tokens)
         task = asyncio.ensure_future(self._reserve(invocation, estimate, needs))
         try:
-            return await asyncio.shield(task)
+            answer = await asyncio.shield(task)
         except asyncio.CancelledError:
             # The client has gone, but the reserve is under way: give back what it gets.
             task.add_done_callback(_release_unused)
             raise
+        if owed and isinstance(answer, Admission):
+            answer.obligations = tuple(each.obligation for each in owed)
+        return answer
 
     async def _estimate(self, invocation: Invocation) -> Estimate | Refusal:
         started = time.perf_counter()
@@ -127,32 +147,6 @@ class Enforcer:
             message = "a single request may not cost more than $9,007,199"
             return Refusal(kind=RefusalKind.INVALID, message=message, request_id=invocation.request_id)
         return estimate
-
-    async def _ask_policies(self, invocation: Invocation, estimate: Estimate) -> Refusal | None:
-        if invocation.allowed or not self._policies.active:
-            return None
-        environment = {
-            **invocation.environment,
-            "provider": estimate.provider,
-            "model": estimate.model,
-            "scopes": invocation.scopes,
-            "root": invocation.root,
-            "estimated_nanos": estimate.ceiling_nanos,
-            "attempt": invocation.attempt,
-        }
-        for request in invocation.calls or (invocation.request,):
-            context = PolicyContext(
-                principal_id=request.principal_id,
-                resource_id=request.resource_id or "",
-                capability_id=request.capability_id,
-                action=invocation.action,
-                arguments=dict(request.arguments),
-                environment=environment,
-            )
-            decisions = await self._policies.evaluate_all(context, timeout=self.options.policy_timeout_s)
-            if decisions and not decisions[-1].allowed:
-                return refuse_policy(decisions[-1], invocation.request_id)
-        return None
 
     async def _reserve(self, invocation: Invocation, estimate: Estimate, needs: tuple[Need, ...]) -> Admission | Refusal:
         entry = entry_of(invocation, estimate)

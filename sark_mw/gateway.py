@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 import httpx
 
 from sark_mw.asgi.exchange import REACHED_UPSTREAM
+from sark_mw.asgi.invocation import APPROVAL
 from sark_mw.asgi.middleware import SarkMiddleware
 from sark_mw.asgi.types import App, Message, RawHeaders, Receive, Scope, Send
 from sark_mw.errors import ConfigurationError, LedgerError, StoreError
@@ -64,7 +65,7 @@ class _Gateway:
     def __init__(self, sark: Sark, proxy: ReverseProxy) -> None:
         self._sark = sark
         self._metered = SarkMiddleware(proxy, sark=sark)
-        self._pages: dict[str, App] = {"/healthz": _healthy, "/readyz": self._ready}
+        self._pages: dict[str, App] = {"/healthz": self._healthy, "/readyz": self._ready}
         if sark.prometheus is not None:
             self._pages["/metrics"] = metrics_app(sark.prometheus)
         self._asked_at = float("-inf")
@@ -87,6 +88,13 @@ class _Gateway:
             self._answer = await self._ask()
         await _send_json(send, *self._answer)
 
+    async def _healthy(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Say that the process answers, and nothing about what it needs; only that plugins run less isolated than they should."""
+        await _send_json(send, 200, {"alive": True, **self._isolation()})
+
+    def _isolation(self) -> dict[str, object]:
+        return {"policy_isolation": "degraded"} if self._sark.missing_layers else {}
+
     async def _ask(self) -> tuple[int, dict[str, object]]:
         """Say whether requests can be decided; the ledger is told of but never waited for by a request, so it does not count."""
         sark, said = self._sark, dict[str, object]()
@@ -105,7 +113,7 @@ class _Gateway:
         except LedgerError as error:
             said["ledger"] = type(error).__name__
         ready = store_ok or sark.settings.store.on_store_failure != "deny"
-        return (200 if ready else 503), {"ready": ready, **said}
+        return (200 if ready else 503), {"ready": ready, **said, **self._isolation()}
 
 
 class ReverseProxy:
@@ -127,7 +135,7 @@ class ReverseProxy:
         self._client = client
         # Who pays here is nobody's business there, and an upstream must not take it for its own proxy's word.
         own = (principal.header, principal.scopes_header, principal.root_header)
-        self._withheld = _HOP_BY_HOP | {b"host", *(name.lower().encode("latin-1") for name in own)}
+        self._withheld = _HOP_BY_HOP | {b"host", APPROVAL, *(name.lower().encode("latin-1") for name in own)}
         if not serve.forward_idempotency_key:
             self._withheld |= {b"idempotency-key"}
 
@@ -294,11 +302,6 @@ class _Relay:
     async def _failed(self, status: int, detail: str, error: httpx.TransportError) -> None:
         _log.warning("upstream %s: %s: %s", self._target.host.decode("latin-1"), type(error).__name__, error)
         await _problem(self._send, status, detail)
-
-
-async def _healthy(scope: Scope, receive: Receive, send: Send) -> None:
-    """Say that the process answers, and nothing about what it needs."""
-    await _send_json(send, 200, {"alive": True})
 
 
 async def _problem(send: Send, status: int, detail: str) -> None:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from decimal import Decimal
 
 from sark_mw.assembly import (
-    load_plugins,
+    lease_options,
     make_estimators,
     make_instrumentation,
     make_ledger,
@@ -17,13 +17,15 @@ from sark_mw.assembly import (
 )
 from sark_mw.direct import DirectReservation, GivenEstimate, Money, same_request, scope_of_run
 from sark_mw.enforcement.admission import Admission
+from sark_mw.enforcement.approvals import StoreApprovals
 from sark_mw.enforcement.budgets import StoreBudgets
 from sark_mw.enforcement.drift import Drift
 from sark_mw.enforcement.journal import Journal
-from sark_mw.enforcement.lease_shares import LeaseOptions
 from sark_mw.enforcement.leases import LeasePool
+from sark_mw.enforcement.limit_figures import StoreLimits
 from sark_mw.enforcement.limits import LimitRegistry, detail_of
 from sark_mw.enforcement.members import Memberships
+from sark_mw.enforcement.outcomes import OutcomesInstrumentation
 from sark_mw.enforcement.rebook import Rebooker
 from sark_mw.enforcement.recovery import Recovery
 from sark_mw.enforcement.refusals import RecentRefusals
@@ -40,12 +42,13 @@ from sark_mw.ledger import Flusher
 from sark_mw.ledger.base import Ledger
 from sark_mw.ledger.events import LimitEvent
 from sark_mw.limit import Limit, run_limit
-from sark_mw.money import to_decimal, to_nanos
+from sark_mw.money import to_decimal
+from sark_mw.plugin_loading import PluginUpkeep, load_plugins, make_policies, missing_layers, tell_isolation
 from sark_mw.policy.base import PolicyServices
 from sark_mw.policy.manager import PolicyPluginManager
 from sark_mw.pricing.base import CostEstimator, InvocationRequest
 from sark_mw.reservation import new_reservation_id
-from sark_mw.settings import AnySettings, Settings, StoreSettings, as_settings
+from sark_mw.settings import AnySettings, Settings, as_settings
 from sark_mw.store.base import OutboxEntry
 from sark_mw.store.redis_store import RedisStore
 from sark_mw.wire.base import Refusal
@@ -73,14 +76,21 @@ class Sark:
             _check_ledger_lasts(self.settings)
         self.estimators = make_estimators(self.settings.pricing, estimators)
         self.prometheus = make_prometheus(self.settings.observe)
-        self.instrumentation = make_instrumentation(self.settings.observe, self.prometheus, instrumentation)
-        self.policies = policies or PolicyPluginManager()
+        hears = OutcomesInstrumentation()
+        self.outcomes = hears.outcomes
+        self.instrumentation = make_instrumentation(self.settings.observe, self.prometheus, instrumentation, hears)
+        self.policies = policies or make_policies(self.settings.policy)
         self.ledger = ledger or make_ledger(self.settings.ledger)
         self._members = Memberships(self.settings.principal.members)
         self._given_store = store
         self._starting: asyncio.Task[None] | None = None
         self._flushing: asyncio.Task[None] | None = None
         self.started = False
+
+    @property
+    def missing_layers(self) -> tuple[str, ...]:
+        """Name the layers of isolation that policy plugins run without; none is the good answer."""
+        return missing_layers(self.policies)
 
     @classmethod
     @asynccontextmanager
@@ -116,6 +126,9 @@ class Sark:
         await self.recovery.rebuild()
         await self.limits.seed([limit.to_limit() for limit in settings.limits])
         self._loaded = await load_plugins(self.policies, settings.policy)
+        tell_isolation(self.policies, self.instrumentation)
+        self._plugins = PluginUpkeep(self.policies, settings.policy)
+        self._plugins.start()
         if settings.ledger.flush:
             self._flushing = asyncio.ensure_future(self.flusher.run())
         self.upkeep.start()
@@ -138,13 +151,16 @@ class Sark:
         run: str | None = None,
         run_budget: Decimal | int | str | None = None,
         idempotency_key: str | None = None,
+        obeys: Sequence[str] = (),
     ) -> AsyncIterator[DirectReservation]:
         """Hold what a call may cost; leaving the block without a settle releases it, a crash lets it expire.
 
         The cost is either `estimate` (a ceiling in dollars, or a `CostEstimate`) or that of `request`, the body that goes to
         `provider` ("openai", "anthropic", or an estimator of your own). `asserted` scopes (`end_user:…`, `tag:…`) are touched
         where a limit is about them. All calls of a `run` of this principal share its `run_budget`, in dollars. A call with the
-        `idempotency_key` of one that is in flight or done is refused. Raises `RefusedError`; `ConfigurationError` for neither.
+        `idempotency_key` of one that is in flight or done is refused. `obeys` names the kinds of obligations (`use_model`,
+        `cap_output_tokens`) that the caller sees to itself, by `reservation.obligations`; otherwise these deny. Raises
+        `RefusedError`; `ConfigurationError` for neither.
         """
         estimator = self._estimator(estimate, provider)
         settings = self.settings.principal
@@ -158,10 +174,14 @@ class Sark:
             metadata=metadata,
             asserted=tuple(asserted),
             extra_limits=(_run_limit(root or settings.root, run_scope, run_budget),) if run_scope else (),
+            obeys=frozenset(obeys),
             idempotency=same_request(root or settings.root, principal, idempotency_key, request) if idempotency_key else None,
         )
-        admission = await self.enforcer.admit(invocation)
-        self._tell(invocation, admission)
+        admission: Admission | Refusal | None = None
+        try:
+            admission = await self.enforcer.admit(invocation)
+        finally:
+            self._tell(invocation, admission)
         if isinstance(admission, Refusal):
             raise RefusedError(admission.message, admission.kind, admission)
         reservation = DirectReservation(admission, estimator)
@@ -171,15 +191,17 @@ class Sark:
             if not reservation.resolved:
                 reservation.release()
 
-    def _tell(self, invocation: Invocation, answer: Admission | Refusal) -> None:
+    def _tell(self, invocation: Invocation, answer: Admission | Refusal | None) -> None:
+        """Tell of a request's end; without an answer it was cancelled while it was decided."""
         refusal = answer if isinstance(answer, Refusal) else None
+        outcome = outcome_of(refusal) if refusal else RequestOutcome.ADMITTED if answer else RequestOutcome.INVALID
         self.instrumentation.request_finished(
             RequestFinished(
-                outcome=outcome_of(refusal) if refusal else RequestOutcome.ADMITTED,
+                outcome=outcome,
                 wire="direct",
                 operation=invocation.request.capability_id,
                 provider=invocation.estimator.provider_name,
-                reason=reason_of(refusal) if refusal else "",
+                reason=reason_of(refusal) if refusal else "" if answer else "client_gone",
                 request_id=invocation.request_id,
                 root=invocation.root,
                 principal_id=invocation.request.principal_id,
@@ -213,10 +235,20 @@ class Sark:
             settler=self.settler,
             instrumentation=self.instrumentation,
             lease_ms=lease_ms,
-            options=_lease_options(settings.store),
+            options=lease_options(settings.store),
         )
         self.refusals = RecentRefusals(store, self.clock)
-        self.policies.bind(PolicyServices(store=store, budgets=StoreBudgets(store, self.tables)))
+        self.limit_figures = StoreLimits(store, self.tables, self.clock)
+        self.approvals = StoreApprovals(store, self.clock, settings.admin.token.get_secret_value())
+        self.policies.bind(
+            PolicyServices(
+                store=store,
+                budgets=StoreBudgets(store, self.tables),
+                outcomes=self.outcomes,
+                approvals=self.approvals if self.approvals.usable else None,
+                limits=self.limit_figures,
+            )
+        )
         self.policies.observe(self.instrumentation)
         self.enforcer = Enforcer(
             store,
@@ -228,13 +260,16 @@ class Sark:
             rebuild=rebuild,
             leases=self.leases,
             options=EnforcerOptions(
+                members=self._members,
                 lease_ms=lease_ms,
                 policy_timeout_s=settings.policy.timeout_s,
+                policy_chain_timeout_s=settings.policy.chain_timeout_s or None,
                 on_store_failure=settings.store.on_store_failure,
                 on_unknown_model=settings.pricing.on_unknown_model,
                 budget_status=settings.http.budget_status,
             ),
             refusals=self.refusals,
+            limit_figures=self.limit_figures,
         )
         self.drift = Drift(store, self.ledger, tables=self.tables, clock=self.clock, instrumentation=self.instrumentation)
         self.flusher: Flusher[OutboxEntry] = Flusher(
@@ -293,8 +328,7 @@ class Sark:
         if self._flushing is not None:
             await self.flusher.drain(deadline_s)
             await self._flushing
-        for name in self._loaded:
-            await self.policies.unregister_plugin(name)
+        await self._plugins.aclose(self._loaded)
         await self.store.aclose()
         await self.ledger.aclose()
 
@@ -310,14 +344,3 @@ def _check_ledger_lasts(settings: Settings) -> None:
             "a store that several processes share needs a ledger that outlives them: this one would take the costs of all of "
             "them into its own memory; set ledger.url to sqlite:///sark.db or postgresql://…, or ledger.flush to false"
         )
-
-
-def _lease_options(settings: StoreSettings) -> LeaseOptions | None:
-    if settings.on_store_failure != "leased":
-        return None
-    return LeaseOptions(
-        usd_nanos=to_nanos(settings.lease_usd),
-        requests=settings.lease_requests,
-        tokens=settings.lease_tokens,
-        share=settings.lease_share,
-    )

@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, StrictInt, model_validator
 
 from sark_mw.limit import DEFAULT_ROOT, Limit
+from sark_mw.settings_policy import RuleSettings
 
 
 class _Section(BaseModel):
@@ -189,17 +190,38 @@ class PricingSettings(_Section):
 class PluginSettings(_Section):
     """A policy plugin."""
 
-    name: str | None = Field(None, description="A built-in one: business_hours, rate_limit, cost_aware.")
-    path: Path | None = Field(None, description="Or a file; it runs in this process, so it must be trusted.")
+    name: str | None = Field(
+        None,
+        description="One that comes along: adaptive_rate_limit, allow_list, anomaly, approval, business_hours, cost_aware, network, rate_limit, size_guard.",
+    )
+    path: Path | None = Field(
+        None, description="Or a file of your own; by default it runs in processes that can do nothing but judge."
+    )
+    installed: str | None = Field(
+        None,
+        description="Or what an installed package brings, by its entry point in the group `sark_mw.plugins`; it runs in this process, so it must be trusted.",
+    )
+    class_name: str | None = Field(None, description="Which class of a file, where it defines several plugins.")
     enabled: bool = Field(True, description="Loaded but not asked if false.")
+    isolated: bool | None = Field(
+        None,
+        description="For a file: whether it runs in processes of its own; if absent, files of your own do and built-in plugins do not. With false it can do whatever the gateway can.",
+    )
+    workers: int = Field(1, ge=1, le=8, description="For an isolated one: how many processes judge.")
+    stateless: bool = Field(
+        False, description="For an isolated one: a fresh process for each request, so that it can remember nothing."
+    )
+    memory_bytes: int = Field(64 * 1024 * 1024, ge=16 * 1024 * 1024, description="For an isolated one: the memory of a process.")
     options: dict[str, Any] = Field(
         default_factory=dict, description='What it is built with, by name: `{start_hour = 8, timezone = "Europe/Berlin"}`.'
     )
 
     @model_validator(mode="after")
     def _one_of(self) -> Self:
-        if (self.name is None) == (self.path is None):
-            raise ValueError("a plugin has either a name or a path")
+        if [self.name, self.path, self.installed].count(None) != 2:
+            raise ValueError("a plugin has either a name, a path or installed")
+        if self.isolated and self.installed:
+            raise ValueError("a plugin that an installed package brings runs in this process; only a file can be isolated")
         return self
 
 
@@ -207,7 +229,33 @@ class PolicySettings(_Section):
     """Policies that decide before the budget does."""
 
     timeout_s: float = Field(5.0, gt=0, description="Longest that one plugin may take.")
+    chain_timeout_s: float = Field(
+        0, ge=0, description="Longest that all plugins together may take for one request; 0: only each one's own time counts."
+    )
     plugins: tuple[PluginSettings, ...] = Field((), description="The plugins, each asked until one denies; by their priority.")
+    rules: tuple[RuleSettings, ...] = Field((), description="Rules without code, each a plugin of its own.")
+    folder: Path | None = Field(
+        None, description="A folder of plugins of your own: every `*.py`, with the options of the `.toml` of the same name."
+    )
+    lock: Path | None = Field(
+        None,
+        description="Load only plugin files that are in this lock (`sark-plugins.lock`) and are as it pins them; what comes along needs no pin. See `sark-mw plugins lock`.",
+    )
+    reload_s: float = Field(
+        0,
+        ge=0,
+        description="Look so often for plugin files that have changed, and take them up; 0: never. A version that does not load leaves the old one in place.",
+    )
+    isolation: Literal["require", "best-effort", "off"] = Field(
+        "require",
+        description="For plugins from files: `require` refuses to start where the system lacks a layer of isolation, `best-effort` warns and runs without it, `off` runs them in this process.",
+    )
+    obligation_models: tuple[str, ...] = Field(
+        (), description="The models that a policy may choose in place of the one that was asked for."
+    )
+    blocked_after_s: float = Field(
+        0.5, ge=0, description="Name the plugin in this process that keeps it from everything else for so long; 0: do not look."
+    )
 
 
 class ObserveSettings(_Section):
@@ -251,10 +299,12 @@ class WebhookSettings(_Section):
     secret: SecretStr = Field(
         description="Signs what is sent: `whsec_` and the base64 of 24 to 64 random bytes, as the receiver has it."
     )
-    events: tuple[Literal["threshold", "rollover", "set", "delete", "top_up", "override", "release", "repair"], ...] = Field(
+    events: tuple[
+        Literal["threshold", "rollover", "set", "delete", "top_up", "override", "release", "repair", "approval", "plugin"], ...
+    ] = Field(
         ("threshold",),
         min_length=1,
-        description="Which kinds of events: a `threshold` that fired, a `rollover`, and what administrators do: `set`, `delete`, `top_up`, `override`, `release`, `repair`.",
+        description="Which kinds of events: a `threshold` that fired, a `rollover`, and what administrators do: `set`, `delete`, `top_up`, `override`, `release`, `repair`, `approval`, `plugin`.",
     )
     timeout_s: float = Field(10, gt=0, le=60, description="Longest that one attempt may take.")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from luaparser import ast, astnodes
 
 LUA = Path(__file__).parent.parent / "lua"
-GLOBALS = {"redis", "KEYS", "ARGV", "cjson", "math", "string", "table", "tonumber", "ipairs", "pairs", "unpack"}
+GLOBALS = {"redis", "KEYS", "ARGV", "cjson", "math", "string", "table", "tonumber", "ipairs", "next", "pairs", "unpack"}
 
 
 def names(node: astnodes.Node) -> list[astnodes.Name]:

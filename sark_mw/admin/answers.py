@@ -1,4 +1,4 @@
-"""What the admin API answers of holds and refusals; of limits see `sark_mw.limit_answers`."""
+"""What the admin API answers of holds, refusals and approvals; of limits see `sark_mw.limit_answers`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from datetime import datetime
 
 from pydantic import Field
 
+from sark_mw.enforcement.approvals import Granted
 from sark_mw.ledger.entries import parse_entry
-from sark_mw.limit import from_units
+from sark_mw.limit import Unit, from_units
 from sark_mw.limit_answers import Amount, Answer, instant
+from sark_mw.policy.approvals import ApprovalRequest
 from sark_mw.store.base import LiveHold, RecentRefusal
 
 
@@ -99,3 +101,69 @@ class RefusalsAnswer(Answer):
             refusals=tuple(RefusalAnswer.of(each) for each in found if each.kind),
             left_out=sum(each.left_out for each in found),
         )
+
+
+class ApprovalAnswer(Answer):
+    """A request that waits for an administrator's word: nothing of what it says."""
+
+    id: str
+    at: datetime | None
+    waits_until: datetime | None
+    principal: str
+    capability: str
+    resource: str
+    model: str
+    amount: Amount = Field(description="Dollars that it may cost, rounded up to cents.")
+    request_id: str
+
+    @classmethod
+    def of(cls, asked: ApprovalRequest) -> ApprovalAnswer:
+        """Tell of a request."""
+        return cls(
+            id=asked.approval_id,
+            at=instant(asked.at_ms),
+            waits_until=instant(asked.until_ms),
+            principal=asked.principal_id,
+            capability=asked.capability_id,
+            resource=asked.resource_id,
+            model=asked.model,
+            amount=f"{from_units(Unit.USD, asked.amount_nanos):f}",
+            request_id=asked.request_id,
+        )
+
+
+class ApprovalsAnswer(Answer):
+    """The requests of a root that wait, the newest first; at most eight of one principal."""
+
+    root: str
+    approvals: tuple[ApprovalAnswer, ...]
+
+
+class GrantedAnswer(Answer):
+    """An administrator's word: the caller sends `token` as the header `x-sark-approval`, once."""
+
+    id: str
+    principal: str
+    capability: str
+    amount: Amount = Field(description="Dollars at most.")
+    until: datetime | None
+    token: str
+
+    @classmethod
+    def of(cls, granted: Granted) -> GrantedAnswer:
+        """Tell of what was granted."""
+        approval = granted.approval
+        return cls(
+            id=approval.approval_id,
+            principal=approval.principal_id,
+            capability=approval.capability_id,
+            amount=f"{from_units(Unit.USD, approval.amount_nanos):f}",
+            until=instant(approval.until_ms),
+            token=granted.token,
+        )
+
+
+class TurnedDownAnswer(Answer):
+    """A request that waits no more, and got no token."""
+
+    turned_down: ApprovalAnswer

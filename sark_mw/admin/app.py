@@ -18,7 +18,8 @@ from starlette.routing import Route
 
 from sark_mw.admin.guard import Guard
 from sark_mw.admin.openapi import openapi_document
-from sark_mw.admin.operations import OPERATIONS, Asked, Operation
+from sark_mw.admin.operation import Asked, Operation
+from sark_mw.admin.operations import OPERATIONS
 from sark_mw.admin.problem import ProblemError, answer_problem, invalid, problem_of
 from sark_mw.errors import SarkError
 from sark_mw.limit_documents import NamedTwiceError, object_of

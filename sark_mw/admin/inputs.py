@@ -38,7 +38,7 @@ ScopeName = Annotated[str, Field(max_length=1000, description="`kind:name`: `use
 WindowName = Annotated[str, Field(max_length=100), AfterValidator(_window)]
 Reason = Annotated[str, Field(max_length=1000, description="Why, for the record.")]
 UnitName = Literal["usd", "requests", "input_tokens", "output_tokens", "tokens", "concurrency"]
-Kind = Literal["set", "delete", "top_up", "override", "rollover", "threshold", "release", "repair"]
+Kind = Literal["set", "delete", "top_up", "override", "rollover", "threshold", "release", "repair", "approval", "plugin"]
 DryRun = Annotated[bool, Field(description="Change nothing; answer what would be changed.")]
 Most = Annotated[int, Field(ge=1, le=1000, description="How many at most.")]
 
@@ -94,6 +94,22 @@ class OverrideBody(_Which):
         if given != (0 if self.amount is None else 1):
             raise ValueError("an override has an amount and one of until and for_s; to end one, an amount of null and neither")
         return self
+
+
+class ApproveBody(Input):
+    """How far the word goes."""
+
+    amount: Decimal | None = Field(
+        None, gt=0, max_digits=40, description="Dollars at most; the amount that it waits for if absent."
+    )
+    valid_s: int = Field(3600, ge=1, le=7 * 86_400, description="For how many seconds the token is good.")
+    reason: Reason = ""
+
+
+class WhyQuery(Input):
+    """Why."""
+
+    reason: Reason = ""
 
 
 class RootQuery(Input):

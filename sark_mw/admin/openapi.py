@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from sark_mw.admin.operations import OPERATIONS, Operation
+from sark_mw.admin.operation import Operation
+from sark_mw.admin.operations import OPERATIONS
 from sark_mw.admin.problem import MEDIA_TYPE, Problem
 
 _REFERENCE = "#/components/schemas/{model}"

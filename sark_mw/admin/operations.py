@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-
-from pydantic import BaseModel
 
 from sark_mw.admin import inputs
 from sark_mw.admin.answers import HoldAnswer, HoldsAnswer, RefusalsAnswer, ReleasedAnswer
+from sark_mw.admin.approvals import APPROVALS
 from sark_mw.admin.grants import override, top_up
+from sark_mw.admin.operation import Asked, Operation
+from sark_mw.admin.plugins import PLUGINS
 from sark_mw.admin.problem import ProblemError
 from sark_mw.enforcement.limits import Changes
 from sark_mw.enforcement.status import LimitStatus
@@ -35,36 +35,6 @@ from sark_mw.store.base import LiveHold, RemembersRefusals
 
 #: As many live holds as the store looks through.
 _MOST_HOLDS = 1000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """One request, validated: `query` and `body` are what the operation declares, `name` is what its path names."""
-
-    query: BaseModel
-    body: BaseModel | None
-    name: str
-    actor: str
-    key: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Operation:
-    """One method of one path; a `{name}` in the path may hold slashes. `keyed`: an Idempotency-Key makes it happen once."""
-
-    method: str
-    path: str
-    summary: str
-    query: type[BaseModel]
-    body: type[BaseModel] | None = None
-    answer: type[BaseModel]
-    run: Callable[[Sark, Asked], Awaitable[BaseModel]]
-    keyed: bool = False
-
-    @property
-    def operation_id(self) -> str:
-        """Name it as clients that are generated do."""
-        return self.run.__name__
 
 
 async def list_limits(sark: Sark, asked: Asked) -> LimitsAnswer:
@@ -314,4 +284,6 @@ OPERATIONS = (
         answer=EventsAnswer,
         run=list_events,
     ),
+    *APPROVALS,
+    *PLUGINS,
 )

@@ -48,12 +48,13 @@ class Exchange:
 
     `ask` is given where an estimator of the user's reads actual costs: it is handed what to book should that fail and the JSON
     body (None if there is none, or it is long), and settles. `notes` are headers that the response gets. `status` is what the app
-    answered, None if it did not.
+    answered and `answered_after` the seconds that it took to begin, None if it did not.
     """
 
     __slots__ = (
         "_admission", "_ask", "_asked", "_body", "_call", "_complete", "_finished", "_held_start", "_kept", "_notes",
-        "_receive", "_recipient", "_replayed", "_report_at", "_route", "_scope", "_tap", "_whole", "status",
+        "_receive", "_recipient", "_replayed", "_report_at", "_route", "_scope", "_started", "_tap", "_whole", "answered_after",
+        "status",
     )  # fmt: skip
 
     def __init__(
@@ -84,11 +85,14 @@ class Exchange:
         self._whole: Spent | None = None
         self._scope: Scope = {}
         self._asked = False
+        self._started = 0.0
         self.status: int | None = None
+        self.answered_after: float | None = None
 
     async def run(self, app: App, scope: Scope) -> None:
         """Call the app."""
         self._scope = scope
+        self._started = time.monotonic()
         ended = Ended.CUT
         try:
             await app(scope, self.receive, self.send)
@@ -140,8 +144,10 @@ class Exchange:
         # What is said here of costs and budgets is said by us alone.
         headers: RawHeaders = [pair for pair in sent if not pair[0].startswith(_OWN_HEADERS)]
         self.status = status
+        now = time.monotonic()
+        self.answered_after = now - self._started
         self._tap = self._route.wire.tap(self._call, status, headers)
-        self._report_at = time.monotonic() + _REPORT_S
+        self._report_at = now + _REPORT_S
         kind = header(headers, b"content-type") or b""
         is_json = b"json" in kind
         if self._ask is not None and is_json:

@@ -15,6 +15,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 from sark_mw.asgi.types import RawHeaders, Scope
 from sark_mw.enforcement.admission import Admission
+from sark_mw.enforcement.obligations import output_asked
 from sark_mw.enforcer import Invocation
 from sark_mw.sark import Sark
 from sark_mw.settings import CheaperModelSettings, InsteadSettings
@@ -22,7 +23,10 @@ from sark_mw.wire.base import Call, Refusal, RefusalKind, Wire
 from sark_mw.wire.refusal import header_text
 
 #: Refusals that end the search: they are about the request, whatever its model.
-_FINAL = (RefusalKind.UNAVAILABLE, RefusalKind.IDEMPOTENCY, RefusalKind.IN_FLIGHT, RefusalKind.ALREADY_DONE)
+_FINAL = (
+    RefusalKind.UNAVAILABLE, RefusalKind.POLICY_UNAVAILABLE, RefusalKind.IDEMPOTENCY, RefusalKind.IN_FLIGHT,
+    RefusalKind.ALREADY_DONE,
+)  # fmt: skip
 #: How long a hold that is given back for a cheaper one is waited for.
 _RELEASE_S = 1.0
 #: What was affordable a moment ago may have been spent by others: it is asked for once more with what they left.
@@ -31,9 +35,13 @@ _CLAMPS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One way to serve a request, and what the enforcer said to it; `asked` is the call as it came."""
+    """One way to serve a request, and what the enforcer said to it.
+
+    `asked` is the call as it came, `tried` the one that the policies were asked about, `call` what they obliged to make of it.
+    """
 
     asked: Call
+    tried: Call
     call: Call
     invocation: Invocation
     answer: Admission | Refusal
@@ -146,7 +154,8 @@ class _Search:
 
     async def _clamp(self, attempt: Attempt) -> Attempt | None:
         """Ask for as much output as the budget still allows; None if that is too little or cannot be asked for."""
-        call = attempt.call
+        # As it was before policies obliged to change it: they do so again.
+        call = attempt.tried
         for _ in range(_CLAMPS):
             refusal = attempt.answer
             affordable = refusal.affordable_output_tokens if isinstance(refusal, Refusal) else None
@@ -155,7 +164,8 @@ class _Search:
             smaller = self._wire.rewrite(call, max_output_tokens=affordable)
             if smaller is None:
                 return None
-            attempt = replace(await self._try(smaller, allowed=True), max_output_tokens=affordable)
+            attempt = await self._try(smaller, allowed=True)
+            attempt = replace(attempt, max_output_tokens=attempt.max_output_tokens or affordable)
             if isinstance(attempt.answer, Admission):
                 return self._chosen(attempt)
             if _is_final(attempt):
@@ -174,8 +184,7 @@ class _Search:
         """Lower an output limit that the cheaper model does not have: its provider would refuse it."""
         estimate = admission.estimate
         most = estimate.price.max_output_tokens if estimate.price is not None else None
-        asked = estimate.max_output_tokens // estimate.choices - estimate.extra_output_tokens
-        if most is None or not estimate.output_limited or asked <= most:
+        if most is None or not estimate.output_limited or output_asked(estimate) <= most:
             return attempt
         call = self._wire.rewrite(attempt.call, max_output_tokens=most)
         return attempt if call is None else replace(attempt, call=call, max_output_tokens=most)
@@ -190,12 +199,45 @@ class _Search:
 
     async def _try(self, call: Call, *, allowed: bool = False) -> Attempt:
         """Ask for a call; `allowed`: the policies have allowed this model for this request."""
-        invocation = self._invoke(call)
-        if self._tried:
-            invocation = replace(invocation, attempt=self._tried, allowed=allowed)
-        self._tried += 1
-        answer = await self._instead.sark.enforcer.admit(invocation)
-        return Attempt(asked=self._asked, call=call, invocation=invocation, answer=answer)
+        number, self._tried = self._tried, self._tried + 1
+
+        def invoke(call: Call) -> Invocation:
+            return replace(self._invoke(call), attempt=number, allowed=allowed and number > 0)
+
+        shape = _Shape(self._wire, call, self._scope, invoke)
+        answer = await self._instead.sark.enforcer.admit(shape.invocation)
+        return Attempt(
+            asked=self._asked,
+            tried=call,
+            call=shape.call,
+            invocation=shape.invocation,
+            answer=answer,
+            max_output_tokens=shape.max_output_tokens,
+        )
+
+
+class _Shape:
+    """A call as policies oblige to change it: what was made of it last is what is sent."""
+
+    __slots__ = ("_invoke", "_scope", "_wire", "call", "invocation", "max_output_tokens")
+
+    def __init__(self, wire: Wire, call: Call, scope: Scope, invoke: Callable[[Call], Invocation]) -> None:
+        self._wire = wire
+        self._scope = scope
+        self._invoke = invoke
+        self.call = call
+        self.invocation = replace(invoke(call), reshape=self.change)
+        self.max_output_tokens: int | None = None
+
+    def change(self, model: str | None, max_output_tokens: int | None) -> Invocation | None:
+        """Make the invocation of the call with another model or a smaller output limit; None where that cannot be."""
+        call = self._wire.rewrite(self.call, model=model, max_output_tokens=max_output_tokens)
+        if call is None or target_of(self._scope, call.path) is None:
+            return None
+        self.call = call
+        self.max_output_tokens = self.max_output_tokens if max_output_tokens is None else max_output_tokens
+        self.invocation = replace(self._invoke(call), reshape=self.change)
+        return self.invocation
 
 
 def _is_final(attempt: Attempt) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sark_mw.asgi.asserted import Asserted
 from sark_mw.asgi.principal import Principal
 from sark_mw.asgi.routes import Route
-from sark_mw.asgi.types import RawHeaders, Scope, client_address, header
+from sark_mw.asgi.types import RawHeaders, Scope, client_address, header, single
 from sark_mw.enforcement.members import MAX_SCOPES
 from sark_mw.enforcer import Idempotency, Invocation
 from sark_mw.errors import InvalidRequestError
@@ -15,6 +15,9 @@ from sark_mw.pricing.base import CostEstimator, InvocationRequest
 from sark_mw.pricing.fixed import FixedCostEstimator
 from sark_mw.wire.base import Call, Operation
 from sark_mw.wire.body import read_json
+
+#: The word of an administrator, where a policy waits for one.
+APPROVAL = b"x-sark-approval"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +65,8 @@ def invocation_for(incoming: Incoming) -> Invocation:
             "path": scope["path"],
             "wire": call.wire,
             "operation": call.operation.value,
+            "body_bytes": len(call.raw),
+            "approval": single(scope["headers"], APPROVAL),
         },
         stream=call.stream,
         uses_tokens=call.model is not None,

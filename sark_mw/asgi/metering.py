@@ -71,7 +71,13 @@ class MeteredRequest:
 
     async def run(self) -> None:
         """Serve the request; tells of its end exactly once."""
-        answer = await self._admit()
+        try:
+            answer = await self._admit()
+        except BaseException as error:
+            # Whoever counts requests hears of its end all the same.
+            gone = isinstance(error, asyncio.CancelledError)
+            self._tell(RequestOutcome.INVALID, None, reason=BodyFault.CLIENT_GONE.value if gone else "fault")
+            raise
         if isinstance(answer, Attempt):
             await self._exchange(answer)
         elif isinstance(answer, Refusal):
@@ -208,7 +214,7 @@ class MeteredRequest:
         finally:
             # What is around us sees the request as it came.
             scope.update(received)
-            self._tell(RequestOutcome.ADMITTED, exchange.status, added=added)
+            self._tell(RequestOutcome.ADMITTED, exchange.status, added=added, upstream=exchange.answered_after)
 
     def _prepare(self, attempt: Attempt, admission: Admission) -> Exchange:
         scope, call = self._scope, attempt.call
@@ -267,7 +273,14 @@ class MeteredRequest:
         return time.perf_counter() - self._started - self._waited
 
     def _tell(
-        self, outcome: RequestOutcome, status: int | None, *, reason: str = "", limit_id: str = "", added: float | None = None
+        self,
+        outcome: RequestOutcome,
+        status: int | None,
+        *,
+        reason: str = "",
+        limit_id: str = "",
+        added: float | None = None,
+        upstream: float | None = None,
     ) -> None:
         call, principal, estimator = self._call, self._principal, self._route.estimator
         self._front.sark.instrumentation.request_finished(
@@ -279,6 +292,7 @@ class MeteredRequest:
                 status=status,
                 reason=reason,
                 added_seconds=self._added() if added is None else added,
+                upstream_seconds=upstream,
                 request_id=self._request_id,
                 root=principal.root or "" if principal else "",
                 principal_id=principal.principal_id if principal else "",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sark_mw.commands import books, checkup, limits, reconcile, reference, serving
+from sark_mw.commands import approvals, books, checkup, limits, plugins, reconcile, reference, serving
 
 app = typer.Typer(
     name="sark-mw",
@@ -22,6 +22,8 @@ app.command("demo", context_settings={"allow_extra_args": True, "ignore_unknown_
 app.command("fake-provider")(serving.fake_provider)
 app.command("doctor")(checkup.doctor)
 app.add_typer(limits.app, name="limits")
+app.add_typer(approvals.app, name="approvals")
+app.add_typer(plugins.app, name="plugins")
 app.command("reconcile")(reconcile.reconcile)
 app.command("report")(books.report)
 app.command("migrate")(books.migrate)

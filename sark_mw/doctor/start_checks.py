@@ -6,11 +6,10 @@ from collections.abc import Mapping
 
 from sark_mw.asgi.principal import PrincipalResolver
 from sark_mw.asgi.routes import Router
-from sark_mw.assembly import load_plugins
 from sark_mw.doctor.checks import Check, fail, ok
 from sark_mw.errors import ConfigurationError
+from sark_mw.plugin_loading import load_plugins, make_policies
 from sark_mw.policy.base import PolicyServices
-from sark_mw.policy.manager import PolicyPluginManager
 from sark_mw.pricing.base import CostEstimator
 from sark_mw.settings import PolicySettings, Settings
 
@@ -39,7 +38,8 @@ def _principals(settings: Settings) -> Check:
 
 
 async def _plugins(settings: PolicySettings, services: PolicyServices) -> Check:
-    manager = PolicyPluginManager(services=services)
+    manager = make_policies(settings)
+    manager.bind(services)
     try:
         names = await load_plugins(manager, settings)
     except ConfigurationError as error:

@@ -10,6 +10,7 @@ from sark_mw.enforcement.settler import SettleContext, Settling
 from sark_mw.instrumentation.base import Instrumentation
 from sark_mw.ledger.entries import CallerEntry
 from sark_mw.limit import Unit
+from sark_mw.policy.base import Obligation
 from sark_mw.pricing.base import Estimate
 from sark_mw.reservation import Balance, Line, Need, Resolution, Settle, SettleReply
 from sark_mw.usage import Usage
@@ -69,6 +70,8 @@ class Admission:
     balances: tuple[Balance, ...] = ()
     shadowed: tuple[int, ...] = ()
     unreserved: bool = False
+    #: What the policies oblige to, done or left to the caller.
+    obligations: tuple[Obligation, ...] = ()
     part: int = 0
     ended: asyncio.Task[SettleReply | None] | None = None
     _reported: Spent | None = field(default=None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
@@ -61,6 +61,10 @@ class Invocation:
     #: Limits of this request's own (a run's budget); their scopes must be among `scopes`.
     extra_limits: tuple[Limit, ...] = ()
     idempotency: Idempotency | None = None
+    #: Makes the same invocation for another model or a smaller output limit; None, or its None, where that cannot be.
+    reshape: Callable[[str | None, int | None], Invocation | None] | None = None
+    #: Kinds of obligations that the caller sees to by itself.
+    obeys: frozenset[str] = frozenset()
     #: How many ways to serve the same request were tried before this one: policies that count requests count attempt 0 only.
     attempt: int = 0
     #: The policies have allowed this already: they are not asked again.

@@ -193,6 +193,8 @@ class Reconciler:
 
     def _find(self, counter: str, index: LimitIndex, raw: dict[str, str], found: _Lines) -> None:
         """Find the line of a counter that is in the store: of a period that ended, or of a member of a pattern."""
+        if counter.partition("|")[2].startswith("plugin:"):
+            return  # a policy's own count: no limit's, and in no ledger
         cleaned, _, limit_id = read_counter(counter)
         scope = raw.get(cleaned) or unquote(cleaned)
         if not limit_id or clean_scope(scope) != cleaned:

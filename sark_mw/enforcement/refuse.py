@@ -8,7 +8,7 @@ from decimal import Decimal
 from sark_mw.instrumentation.base import RequestOutcome
 from sark_mw.limit import Unit
 from sark_mw.money import from_nanos
-from sark_mw.policy.base import PolicyDecision
+from sark_mw.policy.base import PolicyDecision, PolicyOutcome
 from sark_mw.pricing.base import Estimate
 from sark_mw.reservation import Balance, Need, Outcome, ReserveReply
 from sark_mw.window_words import per
@@ -24,6 +24,7 @@ _OUTCOME = {
     RefusalKind.CONCURRENCY: RequestOutcome.REFUSED_RATE,
     RefusalKind.POLICY: RequestOutcome.REFUSED_POLICY,
     RefusalKind.UNAVAILABLE: RequestOutcome.UNAVAILABLE,
+    RefusalKind.POLICY_UNAVAILABLE: RequestOutcome.UNAVAILABLE,
 }
 
 
@@ -34,7 +35,7 @@ def outcome_of(refusal: Refusal) -> RequestOutcome:
 
 def reason_of(refusal: Refusal) -> str:
     """Name what refused, from a small set: a unit, a plugin, or the fault."""
-    if refusal.kind is RefusalKind.POLICY:
+    if refusal.kind in (RefusalKind.POLICY, RefusalKind.POLICY_UNAVAILABLE):
         return refusal.plugin or ""
     return refusal.unit or refusal.reason or refusal.kind.value
 
@@ -123,7 +124,16 @@ def refuse_repeated(reply: ReserveReply, request_id: str) -> Refusal:
 
 
 def refuse_policy(decision: PolicyDecision, request_id: str) -> Refusal:
-    """Say which plugin denied, and why."""
+    """Say which plugin denied, and why; one that timed out or crashed did not judge, and waiting may help."""
+    if decision.outcome in (PolicyOutcome.TIMED_OUT, PolicyOutcome.FAILED):
+        return Refusal(
+            kind=RefusalKind.POLICY_UNAVAILABLE,
+            message=f"The policy {decision.plugin_name} cannot be asked at the moment.",
+            request_id=request_id,
+            plugin=decision.plugin_name,
+            reason=decision.reason,
+            retry_after_s=1.0,
+        )
     retry_after = decision.metadata.get("retry_after")
     return Refusal(
         kind=RefusalKind.POLICY,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any, Literal, TextIO
 
 import structlog
@@ -18,6 +19,7 @@ from sark_mw.instrumentation.base import (
     BreakerState,
     NullInstrumentation,
     PluginOutcome,
+    PolicyDecided,
     RequestFinished,
     RequestOutcome,
     Reserved,
@@ -30,10 +32,10 @@ MAX_TEXT_LENGTH = 200
 #: Everything that an audit line may say. Arguments, prompts, bodies, headers and keys are not in it and so cannot be said.
 FIELDS = frozenset(
     {
-        "actual_nanos", "amount", "booked", "breaker", "count", "detail", "entries", "estimated_nanos", "held", "kind", "late",
-        "limit_id", "mode", "model", "oldest_seconds", "operation", "outcome", "overrun", "plugin", "principal_id", "provider",
-        "reason", "request_id", "reservation_id", "root", "rows", "scope", "seconds", "shadowed", "shard", "state", "status",
-        "unit", "wire",
+        "actual_nanos", "allowed", "amount", "booked", "breaker", "count", "detail", "entries", "estimated_nanos", "held",
+        "kind", "late", "limit_id", "mode", "model", "obligations", "oldest_seconds", "operation", "outcome", "overrun",
+        "plugin", "principal_id", "provider", "reason", "request_id", "reservation_id", "root", "rows", "scope",
+        "seconds", "shadowed", "shard", "state", "status", "unit", "version", "wire",
     }
 )  # fmt: skip
 _STRUCTURAL = frozenset({"event", "level", "timestamp"})
@@ -109,7 +111,8 @@ def configure_logging(renderer: Renderer = "json", level: int = logging.INFO) ->
 
 
 class AuditInstrumentation(NullInstrumentation):
-    """Write `sark.admitted`, `.refused`, `.settled`, `.expired`, `.policy`, `.store`, `.ledger`, `.estimate` and `.limit_event`.
+    """Write `sark.admitted`, `.refused`, `.settled`, `.expired`, `.policy`, `.plugin`, `.store`, `.ledger`, `.estimate`,
+    `.limit_event`.
 
     A logger passed in keeps its own processors; the fields are filtered here as well.
     """
@@ -197,10 +200,35 @@ class AuditInstrumentation(NullInstrumentation):
         """Write how many holds went by themselves."""
         self._write(logging.WARNING, "sark.expired", count=count)
 
-    def plugin_evaluated(self, name: str, outcome: str, seconds: float) -> None:
-        """Write denials, time-outs and failures; an allowing plugin is not worth a line."""
-        if outcome != PluginOutcome.ALLOWED:
-            self._write(logging.WARNING, "sark.policy", plugin=name, outcome=outcome, seconds=round(seconds, 6))
+    def policy_decided(self, event: PolicyDecided) -> None:
+        """Write every decision; those that did not allow are warnings."""
+        self._write(
+            logging.INFO if event.outcome == PluginOutcome.ALLOWED else logging.WARNING,
+            "sark.policy",
+            plugin=event.plugin,
+            version=event.version,
+            outcome=event.outcome,
+            allowed=event.allowed,
+            reason=event.reason,
+            seconds=round(event.seconds, 6),
+            obligations=", ".join(event.obligations),
+            request_id=event.request_id,
+            root=event.root,
+            principal_id=event.principal_id,
+        )
+
+    def plugin_loaded(self, name: str, outcome: str) -> None:
+        """Write it; that a new version failed is an error."""
+        self._write(logging.ERROR if outcome == "failed" else logging.INFO, "sark.plugin", plugin=name, outcome=outcome)
+
+    def plugin_blocked(self, name: str, seconds: float) -> None:
+        """Write who blocked the gateway."""
+        self._write(logging.ERROR, "sark.plugin", plugin=name, outcome="blocked", seconds=round(seconds, 3))
+
+    def policy_isolation(self, missing: Sequence[str]) -> None:
+        """Write which layers are missing."""
+        if missing:
+            self._write(logging.ERROR, "sark.plugin", outcome="isolation_degraded", reason=", ".join(missing))
 
     def ledger_failed(self, reason: str) -> None:
         """Write that a batch waits."""

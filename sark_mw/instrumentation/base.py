@@ -10,109 +10,32 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import IntEnum, StrEnum
 from typing import Protocol, runtime_checkable
 
+from sark_mw.instrumentation.events import (
+    BreakerState,
+    PluginOutcome,
+    PolicyDecided,
+    RequestFinished,
+    RequestOutcome,
+    Reserved,
+    Settled,
+)
+
+__all__ = [
+    "BreakerState",
+    "Composite",
+    "Instrumentation",
+    "NullInstrumentation",
+    "PluginOutcome",
+    "PolicyDecided",
+    "RequestFinished",
+    "RequestOutcome",
+    "Reserved",
+    "Settled",
+]
+
 _log = logging.getLogger(__name__)
-
-
-class RequestOutcome(StrEnum):
-    """How the middleware ended a request; `passed` was not metered."""
-
-    ADMITTED = "admitted"
-    REFUSED_BUDGET = "refused_budget"
-    REFUSED_RATE = "refused_rate"
-    REFUSED_POLICY = "refused_policy"
-    UNAVAILABLE = "unavailable"
-    INVALID = "invalid"
-    PASSED = "passed"
-
-
-class PluginOutcome(StrEnum):
-    """How one policy plugin answered."""
-
-    ALLOWED = "allowed"
-    DENIED = "denied"
-    TIMED_OUT = "timed_out"
-    FAILED = "failed"
-
-
-class BreakerState(IntEnum):
-    """The circuit breaker before the store; the number is the gauge's."""
-
-    CLOSED = 0
-    HALF_OPEN = 1
-    OPEN = 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestFinished:
-    """One request as the client saw it.
-
-    `reason` is what refused, from a small set: the unit of the limit (`usd`, `requests`, …), the plugin's name, or what was
-    unavailable or invalid (`store`, `body_too_large`, …). `status` is the HTTP status that was sent, None where none was.
-    `added_seconds` is the time that sark_mw itself took before the first byte was passed on.
-    """
-
-    outcome: RequestOutcome
-    wire: str
-    operation: str
-    provider: str = ""
-    status: int | None = None
-    reason: str = ""
-    added_seconds: float | None = None
-    request_id: str = ""
-    root: str = ""
-    principal_id: str = ""
-    model: str | None = None
-    limit_id: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reserved:
-    """One answer (or failure) of the store to a reserve.
-
-    `outcome` is a `sark_mw.reservation.Outcome` or `unavailable`; `held` what is held now: (unit, integer of the unit).
-    """
-
-    outcome: str
-    seconds: float
-    reservation_id: str = ""
-    request_id: str = ""
-    root: str = ""
-    principal_id: str = ""
-    provider: str = ""
-    model: str | None = None
-    held: tuple[tuple[str, int], ...] = ()
-    shadowed: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settled:
-    """One answer (or failure) of the store to a settle or release.
-
-    `kind` is a `sark_mw.reservation.Resolution`, `outcome` an `Outcome` or `unavailable`. `booked` is signed (a late correction
-    may be negative) and empty after a failure; with `repeated` nothing of it is counted again. `overrun` is what was booked
-    above the hold. `model` is the price list's own name, None for a model that it does not know. `estimated_nanos` is the
-    expected cost, `actual_nanos` None where the true usage is not known.
-    """
-
-    outcome: str
-    kind: str
-    seconds: float
-    reservation_id: str = ""
-    request_id: str = ""
-    root: str = ""
-    principal_id: str = ""
-    provider: str = ""
-    model: str | None = None
-    booked: tuple[tuple[str, int], ...] = ()
-    overrun: tuple[tuple[str, int], ...] = ()
-    estimated_nanos: int = 0
-    actual_nanos: int | None = None
-    repeated: bool = False
-    late: bool = False
 
 
 @runtime_checkable
@@ -148,6 +71,18 @@ class Instrumentation(Protocol):
 
     def plugin_evaluated(self, name: str, outcome: str, seconds: float) -> None:
         """Hear a `PluginOutcome`: the policy manager, once per plugin and request."""
+
+    def policy_decided(self, event: PolicyDecided) -> None:
+        """Hear of a decision with all that belongs to it: the enforcer, once per plugin and request."""
+
+    def plugin_loaded(self, name: str, outcome: str) -> None:
+        """Hear what became of a plugin's file: `loaded`, `reloaded`, `unloaded`, or `failed` and the old version stays."""
+
+    def plugin_blocked(self, name: str, seconds: float) -> None:
+        """Hear that a plugin in this process kept the event loop from everything else: once per block."""
+
+    def policy_isolation(self, missing: Sequence[str]) -> None:
+        """Hear which layers of isolation the system lacks while plugins run all the same; none is the good answer."""
 
     def backlog_measured(self, entries: int, oldest_seconds: float) -> None:
         """Hear how many ledger entries are not in the database yet and how old the oldest is (0 when there is none)."""
@@ -211,6 +146,18 @@ class NullInstrumentation:
         """Do nothing."""
 
     def plugin_evaluated(self, name: str, outcome: str, seconds: float) -> None:
+        """Do nothing."""
+
+    def policy_decided(self, event: PolicyDecided) -> None:
+        """Do nothing."""
+
+    def plugin_loaded(self, name: str, outcome: str) -> None:
+        """Do nothing."""
+
+    def plugin_blocked(self, name: str, seconds: float) -> None:
+        """Do nothing."""
+
+    def policy_isolation(self, missing: Sequence[str]) -> None:
         """Do nothing."""
 
     def backlog_measured(self, entries: int, oldest_seconds: float) -> None:
@@ -304,6 +251,22 @@ class Composite:
     def plugin_evaluated(self, name: str, outcome: str, seconds: float) -> None:
         """Tell all."""
         self._tell("plugin_evaluated", name, outcome, seconds)
+
+    def policy_decided(self, event: PolicyDecided) -> None:
+        """Tell all."""
+        self._tell("policy_decided", event)
+
+    def plugin_loaded(self, name: str, outcome: str) -> None:
+        """Tell all."""
+        self._tell("plugin_loaded", name, outcome)
+
+    def plugin_blocked(self, name: str, seconds: float) -> None:
+        """Tell all."""
+        self._tell("plugin_blocked", name, seconds)
+
+    def policy_isolation(self, missing: Sequence[str]) -> None:
+        """Tell all."""
+        self._tell("policy_isolation", missing)
 
     def backlog_measured(self, entries: int, oldest_seconds: float) -> None:
         """Tell all."""

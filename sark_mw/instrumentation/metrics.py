@@ -54,6 +54,7 @@ class Metrics:
         self._money()
         self._ledger()
         self._limits()
+        self._policies()
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(f"sark_{name}", text, registry=self._registry)
@@ -84,9 +85,6 @@ class Metrics:
         self.estimate = self._histograms("estimate_seconds", "Time to price a request in advance.", _LOCAL_SECONDS, "outcome")
         self.unknown_models = self._counters(
             "unknown_models_total", "Requests priced by the provider's default price.", "provider"
-        )
-        self.plugin = self._histograms(
-            "plugin_seconds", "Time and outcome of policy plugins.", _PLUGIN_SECONDS, "plugin", "outcome"
         )
 
     def _store(self) -> None:
@@ -144,4 +142,21 @@ class Metrics:
         self.adapted = self._counters("requests_adapted_total", "Requests made cheaper to fit their limits.", "kind")
         self.idempotent = self._counters(
             "idempotent_total", "Requests whose idempotency key was there already, by how they ended.", "outcome"
+        )
+
+    def _policies(self) -> None:
+        self.plugin = self._histograms(
+            "plugin_seconds", "Time and outcome of policy plugins.", _PLUGIN_SECONDS, "plugin", "outcome"
+        )
+        self.plugin_loads = self._counters(
+            "plugin_loads_total", "Files of policy plugins by what became of them.", "plugin", "outcome"
+        )
+        self.plugin_blocked = self._histograms(
+            "plugin_blocked_seconds",
+            "Times that a policy plugin kept the event loop from everything else.",
+            _PLUGIN_SECONDS,
+            "plugin",
+        )
+        self.isolation_missing = self._gauge(
+            "policy_isolation_missing_layers", "Layers of isolation that plugins run without: 0 is the good value.", "livemax"
         )

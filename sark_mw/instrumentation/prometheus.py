@@ -7,7 +7,7 @@ when the gateway starts, share it only among the workers of one host) and any wo
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from sark_mw.errors import ConfigurationError
-from sark_mw.instrumentation.base import PluginOutcome, RequestFinished, RequestOutcome, Reserved, Settled
+from sark_mw.instrumentation.base import PluginOutcome, PolicyDecided, RequestFinished, RequestOutcome, Reserved, Settled
 from sark_mw.instrumentation.labels import BoundedLabel, status_class
 from sark_mw.instrumentation.metrics import Metrics
 from sark_mw.limit import Unit
@@ -179,6 +179,24 @@ class PrometheusInstrumentation:
             for known in PluginOutcome:
                 self.metrics.plugin(plugin, known.value)
         self.metrics.plugin(plugin, self._outcome(outcome)).observe(seconds)
+
+    def policy_decided(self, event: PolicyDecided) -> None:
+        """Do nothing: `plugin_evaluated` has counted it."""
+
+    def plugin_loaded(self, name: str, outcome: str) -> None:
+        """Count it."""
+        plugin = self._plugin(name)
+        if outcome != "failed":
+            self.metrics.plugin_loads(plugin, "failed")
+        self.metrics.plugin_loads(plugin, self._outcome(outcome)).inc()
+
+    def plugin_blocked(self, name: str, seconds: float) -> None:
+        """Time the block."""
+        self.metrics.plugin_blocked(self._plugin(name)).observe(seconds)
+
+    def policy_isolation(self, missing: Sequence[str]) -> None:
+        """Show how many layers are missing."""
+        self.metrics.isolation_missing.set(len(missing))
 
     def backlog_measured(self, entries: int, oldest_seconds: float) -> None:
         """Show the backlog's size and age."""

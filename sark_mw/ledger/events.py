@@ -30,6 +30,8 @@ class EventKind(StrEnum):
     THRESHOLD = "threshold"
     RELEASE = "release"
     REPAIR = "repair"
+    APPROVAL = "approval"
+    PLUGIN = "plugin"
 
 
 #: What travels through the outbox beside the entries: no sequence number, no fence, no counter moved.

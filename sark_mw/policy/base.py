@@ -6,18 +6,26 @@ Plugins that are registered in code run inside the gateway's process and are tru
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from sark_mw.policy.approvals import Approvals
 from sark_mw.policy.context import PolicyContext
+from sark_mw.policy.outcomes import Outcomes
 from sark_mw.reservation import Reserve, ReserveReply
 
 __all__ = [
     "BudgetFigures",
     "BudgetReader",
+    "LimitFigures",
+    "LimitReader",
     "LimitVersion",
+    "Obligation",
+    "ObligationKind",
+    "PluginLifeObserver",
     "PolicyContext",
     "PolicyDecision",
     "PolicyObserver",
@@ -29,20 +37,45 @@ __all__ = [
 
 
 class PolicyOutcome(StrEnum):
-    """How an evaluation ended; after `timed_out` and `failed` the plugin's `on_error` decided, not its judgement."""
+    """How an evaluation ended; after `timed_out` and `failed` the plugin's `on_error` decided, not its judgement.
+
+    `skipped`: it timed out or failed and its `on_error` is `skip`, so it is as if it were not there.
+    """
 
     ALLOWED = "allowed"
     DENIED = "denied"
     TIMED_OUT = "timed_out"
     FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+class ObligationKind(StrEnum):
+    """What a decision that allows may oblige the gateway to do."""
+
+    #: The request touches this scope too (`tag:experiment`), for its ledger entry and for limits about it.
+    ADD_TAG = "add_tag"
+    #: No more output tokens than this.
+    CAP_OUTPUT_TOKENS = "cap_output_tokens"
+    #: This model instead; only of those that `policy.obligation_models` names.
+    USE_MODEL = "use_model"
+    #: Denied unless the request touches this scope.
+    REQUIRE_SCOPE = "require_scope"
+
+
+@dataclass(frozen=True, slots=True)
+class Obligation:
+    """What a decision that allows asks the gateway to do; `kind` is an `ObligationKind`; tokens are a number, the rest names."""
+
+    kind: str
+    value: str | int
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyDecision:
     """What a plugin answered; only `allowed is True` allows.
 
-    `plugin_name`, `outcome` and `duration_ms` are set by the manager. `reason` may reach the client, `metadata` goes into the
-    audit trail (`retry_after` in seconds, where waiting helps).
+    `plugin_name`, `outcome`, `duration_ms` and `plugin_version` are set by the manager. `reason` may reach the client, `metadata`
+    is for whoever asks (`retry_after` in seconds, where waiting helps). `obligations` count only where the decision allows.
     """
 
     allowed: bool
@@ -51,6 +84,8 @@ class PolicyDecision:
     plugin_name: str | None = None
     outcome: PolicyOutcome | None = field(default=None, compare=False)
     duration_ms: float = field(default=0.0, compare=False)
+    obligations: tuple[Obligation, ...] = ()
+    plugin_version: str = field(default="", compare=False)
 
 
 class PolicyObserver(Protocol):
@@ -58,6 +93,17 @@ class PolicyObserver(Protocol):
 
     def plugin_evaluated(self, name: str, outcome: str, seconds: float) -> None:
         """Hear the `PolicyOutcome` of one evaluation and the seconds it took."""
+
+
+@runtime_checkable
+class PluginLifeObserver(Protocol):
+    """An observer that is told of more than decisions (any `Instrumentation` is one)."""
+
+    def plugin_loaded(self, name: str, outcome: str) -> None:
+        """Hear that a plugin was `loaded`, `reloaded`, `unloaded`, or that its new version `failed` and the old one stays."""
+
+    def plugin_blocked(self, name: str, seconds: float) -> None:
+        """Hear that a plugin blocked the event loop for so long; once per block."""
 
 
 class LimitVersion(Protocol):
@@ -100,11 +146,40 @@ class BudgetReader(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LimitFigures:
+    """Where one limit that a request touches stands. Amounts in the unit's integer (nanos for usd)."""
+
+    scope: str
+    unit: str
+    window: str
+    amount: int
+    spent: int
+    held: int
+
+    @property
+    def used(self) -> float:
+        """Share of the amount that is spent or held; 1 for an amount of 0."""
+        return (self.spent + self.held) / self.amount if self.amount > 0 else 1.0
+
+
+class LimitReader(Protocol):
+    """Whatever can tell where the limits stand that scopes touch."""
+
+    async def read(self, root: str, scopes: Sequence[str]) -> Sequence[LimitFigures]:
+        """Return the figures, those of parents included; may be a second old."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyServices:
     """What the gateway lends to its plugins through `PolicyPlugin.bind`; None where it has no such thing."""
 
     store: SharedStore | None = None
     budgets: BudgetReader | None = None
+    #: Tells what became of the requests that plugins were asked about.
+    outcomes: Outcomes | None = None
+    #: Where a plugin asks for an administrator's word, and reads the token that gives it.
+    approvals: Approvals | None = None
+    limits: LimitReader | None = None
 
 
 class PolicyPlugin(ABC):
@@ -112,6 +187,9 @@ class PolicyPlugin(ABC):
 
     Override a property as a property or as a class attribute. One instance serves every request, many at the same time.
     """
+
+    #: What its options may be: a pydantic model or a JSON Schema, against which they are checked before it is built.
+    options_model: ClassVar[Any] = None
 
     @property
     @abstractmethod
@@ -144,8 +222,23 @@ class PolicyPlugin(ABC):
 
     @property
     def on_error(self) -> str:
-        """`deny` or `allow`: what an exception or a time-out decides."""
+        """`deny`, `allow` or `skip`: what an exception or a time-out decides; `skip` goes on as if the plugin were not there."""
         return "deny"
+
+    @property
+    def needs(self) -> frozenset[str] | None:
+        """What it is to see (`model`, `arguments.messages`, `environment.scopes`); None: all, isolated ones without prompts."""
+        return None
+
+    @property
+    def concurrent(self) -> bool:
+        """Tell whether it may be asked at the same time as others: it waits for something outside, and judges by itself."""
+        return False
+
+    @property
+    def isolated(self) -> bool:
+        """Tell whether it judges in another process, so that prompts leave this one only where `needs` asks for them."""
+        return False
 
     def bind(self, services: PolicyServices) -> None:  # noqa: B027  # most plugins need nothing
         """Take what the gateway lends; called before `on_load`, and again when the gateway's services change."""

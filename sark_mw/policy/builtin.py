@@ -6,7 +6,17 @@ from pathlib import Path
 
 from sark_mw.errors import ConfigurationError
 
-BUILTIN_PLUGINS = ("business_hours", "cost_aware", "rate_limit")
+BUILTIN_PLUGINS = (
+    "adaptive_rate_limit",
+    "allow_list",
+    "anomaly",
+    "approval",
+    "business_hours",
+    "cost_aware",
+    "network",
+    "rate_limit",
+    "size_guard",
+)
 _PACKAGE = Path(__file__).parent.parent
 
 
@@ -21,3 +31,9 @@ def builtin_plugin_path(name: str) -> Path:
             return path
     looked = " and ".join(str(folder) for folder in folders)
     raise ConfigurationError(f"the file of the plugin {name!r} is missing from this installation (looked in {looked})")
+
+
+def is_builtin(path: Path) -> bool:
+    """Tell whether a file is one of the plugins that come with sark_mw: they are trusted like the rest of it."""
+    folders = (_PACKAGE / "_plugins", _PACKAGE.parent / "plugins")
+    return path.stem in BUILTIN_PLUGINS and path.suffix == ".py" and path.resolve().parent in [each.resolve() for each in folders]

@@ -12,16 +12,17 @@ from typing import Any
 
 from sark_mw.errors import ConfigurationError
 from sark_mw.policy.base import PolicyPlugin
+from sark_mw.policy.options import checked_options
 
 _PREFIX = "sark_mw_loaded_plugin_"
 _serial = itertools.count(1)
 
 
-def load_plugin(path: Path, class_name: str | None, options: Mapping[str, Any]) -> PolicyPlugin:
-    """Run the file, find its plugin class and build it; raise `ConfigurationError` and leave no module behind on failure."""
-    module = _run(path)
+def load_plugin(path: Path, source: bytes, class_name: str | None, options: Mapping[str, Any]) -> PolicyPlugin:
+    """Run a file's source, find its plugin class and build it; raise `ConfigurationError` and leave no module on failure."""
+    module = _run(path, source)
     try:
-        return _built(_plugin_class(module, path, class_name), path, options)
+        return built(_plugin_class(module, path, class_name), str(path), options)
     except BaseException:
         sys.modules.pop(module.__name__, None)
         raise
@@ -33,12 +34,9 @@ def forget_module(plugin_class: type[PolicyPlugin]) -> None:
         sys.modules.pop(plugin_class.__module__, None)
 
 
-def _run(path: Path) -> ModuleType:
+def _run(path: Path, source: bytes) -> ModuleType:
     try:
-        source = path.read_bytes()
         code = compile(source, str(path), "exec", dont_inherit=True)
-    except OSError as error:
-        raise ConfigurationError(f"cannot read the plugin file {path}: {error.strerror or error}") from error
     except (SyntaxError, ValueError) as error:
         raise ConfigurationError(f"the plugin file {path} is not valid Python: {error}") from error
     stem = "".join(c if c.isalnum() else "_" for c in path.stem)
@@ -84,13 +82,16 @@ def _listed(found: Mapping[str, type[PolicyPlugin]]) -> str:
     )
 
 
-def _built(plugin_class: type[PolicyPlugin], path: Path, options: Mapping[str, Any]) -> PolicyPlugin:
+def built(plugin_class: type[PolicyPlugin], origin: str, options: Mapping[str, Any]) -> PolicyPlugin:
+    """Build a plugin with its options, checked by its `options_model`; raises `ConfigurationError` naming `origin`."""
+    checked = checked_options(plugin_class.options_model, options, f"{plugin_class.__name__} of {origin}")
     try:
-        return plugin_class(**options)
+        return plugin_class(**checked)
     except ConfigurationError as error:
-        raise ConfigurationError(f"{plugin_class.__name__} of {path}: {error}") from error
+        raise ConfigurationError(f"{plugin_class.__name__} of {origin}: {error}") from error
     except (Exception, SystemExit) as error:  # the plugin boundary: its own constructor
         given = ", ".join(sorted(options)) or "none"
         raise ConfigurationError(
-            f"{plugin_class.__name__} of {path} cannot be built with the options given ({given}): {type(error).__name__}: {error}"
+            f"{plugin_class.__name__} of {origin} cannot be built with the options given ({given}): "
+            f"{type(error).__name__}: {error}"
         ) from error

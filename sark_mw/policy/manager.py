@@ -4,54 +4,78 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import threading
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from sark_mw.errors import ConfigurationError, PolicyEvaluationError
-from sark_mw.policy.base import PolicyContext, PolicyDecision, PolicyObserver, PolicyOutcome, PolicyPlugin, PolicyServices
-from sark_mw.policy.deadline import DeadlineExceededError, finish_within
-from sark_mw.policy.loading import forget_module, load_plugin
+from sark_mw.errors import ConfigurationError
+from sark_mw.policy.asking import Round, ask
+from sark_mw.policy.base import (
+    PluginLifeObserver,
+    PolicyContext,
+    PolicyDecision,
+    PolicyObserver,
+    PolicyPlugin,
+    PolicyServices,
+)
+from sark_mw.policy.builtin import is_builtin
+from sark_mw.policy.entries import Chain, Entry, chain_of, described, entry_of
+from sark_mw.policy.files import PluginFile
+from sark_mw.policy.loading import forget_module
+from sark_mw.policy.packages import Lock, Packages
+from sark_mw.policy.reloading import DRAIN_S, NameTakenError, drained
+from sark_mw.policy.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from sark_mw.policy.isolated import IsolationOptions
 
 logger = logging.getLogger(__name__)
 
-#: As many evaluations of one plugin may be stuck (nothing could end them); after that it is not asked any more.
-MAX_STUCK = 64
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Entry:
-    name: str
-    plugin: PolicyPlugin
-    priority: int
-    enabled: bool
-    loaded: bool = False
-    failures: int = 0
-    abandoned: int = 0
-    stuck: list[tuple[object, ...]] = field(default_factory=list)
+IsolationMode = Literal["require", "best-effort", "off"]
 
 
 class PolicyPluginManager:
-    """The plugins of one gateway: registered, ordered by priority, asked one after the other.
+    """The plugins of one gateway: registered, ordered by priority, asked until one denies.
 
     May be built outside an event loop and used in several. Evaluations that are under way see the plugins as they were
-    when they began, whatever is registered or disabled meanwhile.
+    when they began, whatever is registered, replaced or disabled meanwhile.
+
+    `isolation` is for plugins from files: `require` what holds them in processes of their own, take what the system has
+    (`best-effort`), or run them in this one (`off`). `obligation_models` are those that a decision may oblige to use.
     """
 
-    def __init__(self, observer: PolicyObserver | None = None, services: PolicyServices | None = None) -> None:
-        self._entries: dict[str, _Entry] = {}
-        self._chain: tuple[_Entry, ...] = ()
+    def __init__(
+        self,
+        observer: PolicyObserver | None = None,
+        services: PolicyServices | None = None,
+        *,
+        isolation: IsolationMode = "require",
+        obligation_models: frozenset[str] = frozenset(),
+        lock: Lock | None = None,
+    ) -> None:
+        self.isolation: IsolationMode = isolation
+        self.obligation_models = obligation_models
+        self._entries: dict[str, Entry] = {}
+        self.packages = Packages(lock, self._entries)
+        self._chain = Chain()
         self._observers: tuple[PolicyObserver, ...] = () if observer is None else (observer,)
         self._services = services or PolicyServices()
         self._lock = threading.Lock()
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._watchdog: Watchdog | None = None
 
     @property
     def active(self) -> bool:
         """Tell whether there is anybody to ask."""
-        return bool(self._chain)
+        return bool(self._chain.entries)
+
+    @property
+    def needs_limits(self) -> bool:
+        """Tell whether a plugin asks for `environment.limits`, which cost a look into the store."""
+        return self._chain.needs_limits
 
     def observe(self, observer: PolicyObserver) -> None:
         """Tell `observer` of every decision from now on."""
@@ -63,26 +87,15 @@ class PolicyPluginManager:
         for entry in tuple(self._entries.values()):
             entry.plugin.bind(services)
 
+    # --- which plugins there are -------------------------------------------------------------------------------------
+
     async def register_plugin(self, plugin: PolicyPlugin, enabled: bool = True) -> None:
         """Add a plugin; its `on_load` has ended when this returns.
 
         Raises `ValueError` for a name that is taken, `ConfigurationError` for attributes that make no sense, and whatever
         `on_load` raises: then nothing of the plugin is left.
         """
-        entry = _entry_of(plugin, enabled)
-        with self._lock:
-            if entry.name in self._entries:
-                raise ValueError(f"plugin {entry.name!r} is already registered")
-            # Taken from here on, so that two registrations at the same time cannot both load.
-            self._entries[entry.name] = entry
-        try:
-            plugin.bind(self._services)
-            await plugin.on_load()
-        except BaseException:
-            self._drop(entry)
-            raise
-        entry.loaded = True
-        self._order()
+        await self._register(entry_of(plugin, enabled))
 
     async def unregister_plugin(self, name: str) -> None:
         """Remove a plugin; an unknown name is nothing, a failing `on_unload` is logged."""
@@ -90,29 +103,123 @@ class PolicyPluginManager:
         if entry is None or not entry.loaded:
             return
         self._drop(entry)
-        try:
-            await entry.plugin.on_unload()
-        except Exception:
-            logger.exception("policy plugin %r failed to unload; it is gone all the same", name)
-        finally:
-            forget_module(type(entry.plugin))
+        await self._retire(entry)
+        if entry.file is not None:
+            self._tell_life("plugin_loaded", name, "unloaded")
 
     async def load_from_file(
-        self, path: Path | str, enabled: bool = True, *, class_name: str | None = None, **options: Any
+        self,
+        path: Path | str,
+        enabled: bool = True,
+        *,
+        class_name: str | None = None,
+        isolated: bool | None = None,
+        isolation: IsolationOptions | None = None,
+        **options: Any,
     ) -> PolicyPlugin:
-        """Run a Python file and register the one plugin class that it defines, built with `options`.
+        """Load a Python file and register the one plugin class that it defines, built with `options`.
 
-        The file runs inside this process and can do whatever the gateway can: load none that you do not trust. `class_name`
-        says which class where there are several. Raises `ConfigurationError` with the file and the reason; a failure leaves
-        nothing behind.
+        It runs in a process of its own that can do nothing but judge, by `isolation`. With `isolated=False` (the default for
+        what comes with sark_mw, and where the manager's `isolation` is `off`) it runs inside this process and can do whatever
+        the gateway can: only for files that you trust. `class_name` says which class where there are several. Raises
+        `ConfigurationError` with the file and the reason; a failure leaves nothing behind.
         """
-        plugin = load_plugin(Path(path), class_name, options)
+        path = Path(path)
+        if isolated is None:
+            isolated = self.isolation != "off" and not is_builtin(path)
+        if isolated and self.isolation == "off":
+            raise ConfigurationError(f"{path} is to be isolated, but isolation is off")
+        if isolated and isolation is None:
+            isolation = self.isolation_options()
+        file = PluginFile(path=path, class_name=class_name, isolation=isolation if isolated else None, options=options)
+        return await self.load_file(file, enabled)
+
+    def isolation_options(self, **changes: Any) -> IsolationOptions:
+        """Make the options of isolated plugins, by this manager's `isolation`."""
+        from sark_mw.policy.isolated import IsolationOptions
+
+        mode: Any = self.isolation
+        return replace(IsolationOptions(mode=mode), **changes)
+
+    async def load_file(self, file: PluginFile, enabled: bool = True) -> PolicyPlugin:
+        """Load what a `PluginFile` describes; see `load_from_file`."""
+        source = replace(file, packages=self.packages).read()
+        plugin = await source.build()
         try:
-            await self.register_plugin(plugin, enabled)
+            entry = entry_of(plugin, enabled, source.file, source.digest)
+            await self._register(entry)
         except BaseException:
             forget_module(type(plugin))
             raise
+        self._tell_life("plugin_loaded", entry.name, "loaded")
         return plugin
+
+    async def reload_plugin(self, name: str, file: PluginFile | None = None) -> None:
+        """Take up the file of a plugin as it is now, or the one that has come in its place, without losing a request.
+
+        The old version serves the rounds that began with it, and is unloaded after them. Raises `ValueError` for an unknown
+        name and `ConfigurationError` for a version that cannot be loaded: then the old one stays, and `list_plugins` says why.
+        """
+        old = self._entries.get(name)
+        if old is None or not old.loaded:
+            raise ValueError(f"plugin {name!r} is not registered")
+        if old.file is None:
+            raise ConfigurationError(f"plugin {name!r} was not loaded from a file")
+        try:
+            new = await self._renewed(old, old.file if file is None else replace(file, packages=self.packages))
+        except (Exception, SystemExit) as error:  # the plugin boundary: the new version's own code
+            self.load_failed(name, error)
+            if isinstance(error, ConfigurationError):
+                raise
+            raise ConfigurationError(f"plugin {name!r}: {type(error).__name__}: {error}") from error
+        with self._lock:
+            current = self._entries.get(name) is old
+            if current:
+                new.enabled, new.loaded = old.enabled, True
+                self._entries[name] = new
+        if not current:
+            await self._retire(new)
+            raise ConfigurationError(f"plugin {name!r} was replaced or removed while its new version was loaded")
+        self._order()
+        retiring = asyncio.ensure_future(self._retire(old))
+        self._retiring.add(retiring)
+        retiring.add_done_callback(self._retiring.discard)
+        logger.info("policy plugin %r was loaded anew: version %s", name, new.version)
+        self._tell_life("plugin_loaded", name, "reloaded")
+
+    async def _renewed(self, old: Entry, file: PluginFile) -> Entry:
+        source = file.read()
+        plugin = await source.build()
+        try:
+            new = entry_of(plugin, old.enabled, file, source.digest)
+            if new.name != old.name:
+                raise ConfigurationError(f"{file.path} is plugin {new.name!r} now, and not {old.name!r} any more")
+            plugin.bind(self._services)
+            await plugin.on_load()
+        except BaseException:
+            with suppress(Exception):
+                await plugin.on_unload()
+            forget_module(type(plugin))
+            raise
+        return new
+
+    async def retired(self) -> None:
+        """Wait until every version that was replaced is unloaded."""
+        while self._retiring:
+            await asyncio.wait(set(self._retiring))
+
+    def load_failed(self, name: str, error: BaseException) -> None:
+        """Note that a file could not be loaded: in the log, with the observers, and in `list_plugins` of what stays."""
+        logger.error("policy plugin %r could not be loaded anew: %s: %s", name, type(error).__name__, error)
+        entry = self._entries.get(name)
+        if entry is not None:
+            entry.last_error = f"{type(error).__name__}: {error}"
+        self._tell_life("plugin_loaded", name, "failed")
+
+    def loaded_files(self) -> Mapping[str, tuple[PluginFile, str]]:
+        """Name the plugins that came from files, each with its file and the hash of what it was made of."""
+        entries = tuple(self._entries.values())
+        return {entry.name: (entry.file, entry.digest) for entry in entries if entry.file is not None and entry.loaded}
 
     def enable_plugin(self, name: str) -> None:
         """Ask this plugin from now on; raises `ValueError` for an unknown one."""
@@ -130,24 +237,37 @@ class PolicyPluginManager:
         return None if entry is None or not entry.loaded else entry.plugin
 
     def list_plugins(self, enabled_only: bool = False) -> list[dict[str, Any]]:
-        """Describe the plugins (their metadata and `enabled`) in the order in which they are asked."""
-        listed = [entry for entry in self._sorted() if entry.enabled or not enabled_only]
-        return [entry.plugin.get_metadata() | {"enabled": entry.enabled} for entry in listed]
+        """Describe the plugins in the order in which they are asked: their metadata, `enabled`, and what there is of these.
+
+        `source` and `isolated` of those from files, `last_error` of those that failed or whose new version did not load.
+        """
+        loaded = chain_of(entry for entry in tuple(self._entries.values()) if entry.loaded).entries
+        return [described(entry) for entry in loaded if entry.enabled or not enabled_only]
 
     def abandoned(self, name: str) -> int:
         """Count the evaluations of a plugin that went on after their deadline and had to be dropped."""
         entry = self._entries.get(name)
         return 0 if entry is None else entry.abandoned
 
-    async def evaluate_all(self, context: PolicyContext, timeout: float = 5.0) -> list[PolicyDecision]:  # noqa: ASYNC109  # promised
+    # --- asking them -------------------------------------------------------------------------------------------------
+
+    async def evaluate_all(
+        self,
+        context: PolicyContext,
+        timeout: float = 5.0,  # noqa: ASYNC109  # promised
+        chain_timeout: float | None = None,
+    ) -> list[PolicyDecision]:
         """Ask the enabled plugins in order of priority until one denies; return their decisions, the denial last.
 
-        `timeout` in seconds is that of each plugin without one of its own. Whatever a plugin does, this returns: a time-out or an
-        exception is decided by the plugin's `on_error`.
+        `timeout` in seconds is that of each plugin without one of its own, `chain_timeout` that of all together. Whatever a
+        plugin does, this returns: a time-out or an exception is decided by the plugin's `on_error`.
         """
+        chain = self._chain
+        if not chain.plain or chain_timeout is not None:
+            return await Round(chain, context, timeout, self.obligation_models, chain_timeout).run(self._tell)
         decisions = []
-        for entry in self._chain:
-            decision = await self._ask(entry, context, timeout)
+        for entry in chain.entries:
+            decision = await ask(entry, context, timeout, self.obligation_models)
             decisions.append(decision)
             if self._observers:
                 self._tell(decision)
@@ -155,22 +275,17 @@ class PolicyPluginManager:
                 break
         return decisions
 
-    async def _ask(self, entry: _Entry, context: PolicyContext, seconds: float) -> PolicyDecision:
-        plugin = entry.plugin
-        started = perf_counter()
-        try:
-            own_seconds = plugin.timeout
-            if own_seconds is not None:
-                seconds = own_seconds
-            if len(entry.stuck) >= MAX_STUCK:
-                raise PolicyEvaluationError(f"{MAX_STUCK} evaluations of it are stuck", plugin_name=entry.name)
-            return _judgement(await finish_within(plugin.evaluate(context.view()), seconds), entry.name, started)
-        except DeadlineExceededError as late:
-            return _timed_out(entry, late, seconds, started)
-        except asyncio.CancelledError:
-            raise
-        except (Exception, SystemExit) as error:  # noqa: BLE001  # the plugin boundary: the gateway lives on
-            return _failed(entry, error, started)
+    def watch_loop(self, after_s: float) -> None:
+        """Name, from now on, each plugin that blocks the running event loop for longer than `after_s`."""
+        self.stop_watching()
+        self._watchdog = Watchdog(after_s, lambda name, seconds: self._tell_life("plugin_blocked", name, seconds))
+        self._watchdog.start()
+
+    def stop_watching(self) -> None:
+        """Watch the loop no more."""
+        if self._watchdog is not None:
+            self._watchdog.stop()
+            self._watchdog = None
 
     def _tell(self, decision: PolicyDecision) -> None:
         assert decision.plugin_name is not None and decision.outcome is not None
@@ -180,86 +295,56 @@ class PolicyPluginManager:
             except Exception:
                 logger.exception("a policy observer failed")
 
+    def _tell_life(self, event: Literal["plugin_loaded", "plugin_blocked"], name: str, what: str | float) -> None:
+        for observer in self._observers:
+            try:
+                if isinstance(observer, PluginLifeObserver):
+                    getattr(observer, event)(name, what)
+            except Exception:
+                logger.exception("a policy observer failed")
+
+    # --- keeping them ------------------------------------------------------------------------------------------------
+
+    async def _register(self, entry: Entry) -> None:
+        with self._lock:
+            if entry.name in self._entries:
+                raise NameTakenError(entry.name)
+            # Taken from here on, so that two registrations at the same time cannot both load.
+            self._entries[entry.name] = entry
+        try:
+            entry.plugin.bind(self._services)
+            await entry.plugin.on_load()
+        except BaseException:
+            self._drop(entry)
+            raise
+        entry.loaded = True
+        self._order()
+
+    async def _retire(self, entry: Entry) -> None:
+        """Unload a plugin that is in no chain any more, once the rounds are over that began with it."""
+        try:
+            if entry.rounds:
+                await drained(entry, DRAIN_S)
+        finally:
+            try:
+                await entry.plugin.on_unload()
+            except Exception:
+                logger.exception("policy plugin %r failed to unload; it is gone all the same", entry.name)
+            finally:
+                forget_module(type(entry.plugin))
+
     def _switch(self, name: str, *, on: bool) -> None:
         entry = self._entries.get(name)
         if entry is not None:
             entry.enabled = on
             self._order()
 
-    def _drop(self, entry: _Entry) -> None:
+    def _drop(self, entry: Entry) -> None:
         with self._lock:
             if self._entries.get(entry.name) is entry:
                 del self._entries[entry.name]
         self._order()
 
-    def _sorted(self) -> list[_Entry]:
-        # Python's sort is stable and dicts keep their order, so equal priorities stay in the order of registration.
-        return sorted((entry for entry in tuple(self._entries.values()) if entry.loaded), key=lambda entry: entry.priority)
-
     def _order(self) -> None:
         with self._lock:
-            self._chain = tuple(entry for entry in self._sorted() if entry.enabled)
-
-
-def _entry_of(plugin: PolicyPlugin, enabled: bool) -> _Entry:
-    if not isinstance(plugin, PolicyPlugin):
-        raise TypeError(f"a plugin must be an instance of a PolicyPlugin subclass, not {plugin!r}")
-    name, priority, timeout, on_error = plugin.name, plugin.priority, plugin.timeout, plugin.on_error
-    if not isinstance(name, str) or not name:
-        raise ConfigurationError(f"the name of a plugin must be a string that is not empty, not {name!r}")
-    if isinstance(priority, bool) or not isinstance(priority, int):
-        raise ConfigurationError(f"plugin {name!r}: priority must be a whole number, not {priority!r}")
-    if on_error not in ("deny", "allow"):
-        raise ConfigurationError(f"plugin {name!r}: on_error must be 'deny' or 'allow', not {on_error!r}")
-    if timeout is not None and not (isinstance(timeout, (int, float)) and math.isfinite(timeout) and timeout > 0):
-        raise ConfigurationError(f"plugin {name!r}: timeout must be a number of seconds above 0, not {timeout!r}")
-    return _Entry(name=name, plugin=plugin, priority=priority, enabled=enabled)
-
-
-def _judgement(answer: object, name: str, started: float) -> PolicyDecision:
-    if not isinstance(answer, PolicyDecision):
-        raise PolicyEvaluationError(f"evaluate() must return a PolicyDecision, not {type(answer).__name__}", plugin_name=name)
-    allowed = answer.allowed is True
-    return PolicyDecision(
-        allowed,
-        str(answer.reason),
-        dict(answer.metadata or {}),
-        name,
-        PolicyOutcome.ALLOWED if allowed else PolicyOutcome.DENIED,
-        (perf_counter() - started) * 1000,
-    )
-
-
-def _timed_out(entry: _Entry, late: DeadlineExceededError, seconds: float, started: float) -> PolicyDecision:
-    entry.abandoned += late.abandoned
-    if late.stuck:
-        entry.stuck.append(late.stuck)
-    metadata = {"timeout": True, "timeout_seconds": seconds, "abandoned": late.abandoned}
-    return _by_on_error(entry, f"plugin {entry.name!r} timed out", metadata, PolicyOutcome.TIMED_OUT, started)
-
-
-def _failed(entry: _Entry, error: BaseException, started: float) -> PolicyDecision:
-    entry.failures += 1
-    # Every 1st, 2nd, 4th, 8th … with its traceback: whoever makes a plugin fail must not fill the log.
-    if entry.failures & (entry.failures - 1) == 0:
-        logger.warning("policy plugin %r failed (%d times so far)", entry.name, entry.failures, exc_info=error)
-    metadata = {"error": _text(error), "error_type": type(error).__name__}
-    # The exception's text stays out of the reason, which may reach the client.
-    return _by_on_error(entry, f"plugin {entry.name!r} evaluation failed", metadata, PolicyOutcome.FAILED, started)
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error) or type(error).__name__
-    except Exception:  # noqa: BLE001  # the plugin's own __str__
-        return type(error).__name__
-
-
-def _by_on_error(entry: _Entry, reason: str, metadata: dict[str, Any], outcome: PolicyOutcome, started: float) -> PolicyDecision:
-    on_error = "deny"
-    try:
-        on_error = entry.plugin.on_error
-    except Exception:  # noqa: BLE001  # the plugin's own property: no answer denies
-        logger.warning("policy plugin %r has no readable on_error: deny", entry.name)
-    duration_ms = (perf_counter() - started) * 1000
-    return PolicyDecision(on_error == "allow", reason, metadata, entry.name, outcome, duration_ms)
+            self._chain = chain_of(entry for entry in tuple(self._entries.values()) if entry.loaded and entry.enabled)

@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from sark_mw.errors import ConfigurationError, PolicyEvaluationError
-from sark_mw.limit import DEFAULT_ROOT, ROLLING_BUCKETS, clean_scope
-from sark_mw.policy.base import LimitVersion, SharedStore
-from sark_mw.reservation import Line, Need, Outcome, Reserve, ReserveReply, new_reservation_id
+from sark_mw.limit import ROLLING_BUCKETS, clean_scope
+from sark_mw.policy.base import PolicyServices, SharedStore
+from sark_mw.policy.context import PolicyContext
+from sark_mw.policy.counting import MAX_PENDING, Counting, asked_by, root_of
+from sark_mw.policy.outcomes import Outcomes, RequestEnd
+from sark_mw.reservation import Line, Need, Outcome
 
 #: A process remembers its own admissions to 1/1000 of the window, so that a key costs it at most that many numbers.
 LOCAL_STEPS = 1000
 #: Keys that a process remembers; only those that were used within the window count.
 MAX_LOCAL_KEYS = 100_000
-#: A change of the limits makes the store send a reserve back once; only a storm of changes does so again and again.
-MAX_ATTEMPTS = 5
 _NAME_CHARACTERS = 120
 
 
@@ -38,7 +39,8 @@ class RollingWindow:
     """At most `amount` admissions per key in any `window_seconds`; a refusal counts nothing.
 
     With a store this is one reserve with a lease of 0 on one rolling line: counted and decided in one round trip, by the store's
-    clock, accurate to 1/50 of the window. Without one the process counts for itself by `clock` (seconds, monotonic).
+    clock, accurate to 1/50 of the window. Without one the process counts for itself by `clock` (seconds, monotonic). `bind` lends
+    it what a plugin is lent: then it gives back what it counted for requests that another plugin or a limit refused.
     """
 
     def __init__(
@@ -56,53 +58,69 @@ class RollingWindow:
         if not whole or not 1 <= window_seconds <= 366 * 86_400:
             raise ConfigurationError(f"{name}: a window must be 1 second to 366 days, in whole seconds, not {window_seconds!r}")
         self.store = store
+        self._own_store = store is not None
         self._name = name
         self._amount = amount
         self._seconds = window_seconds
         self._clock = clock
         self._own = _OwnAdmissions(window_seconds)
-        self._tables: dict[str, LimitVersion] = {}
+        self._counting = Counting(name)
+        self._pending: OrderedDict[str, dict[str, tuple[str, float]]] = OrderedDict()
+        self._outcomes: Outcomes | None = None
 
-    async def take(self, key: str, root: str = DEFAULT_ROOT) -> WindowCount:
-        """Count one request of `key`, if it fits.
+    def bind(self, services: PolicyServices) -> None:
+        """Count in the gateway's store, unless one was given, and hear what becomes of the requests."""
+        if not self._own_store:
+            self.store = services.store
+        self._listen(services.outcomes)
+
+    def _listen(self, outcomes: Outcomes | None) -> None:
+        if self._outcomes is not None and self._outcomes is not outcomes:
+            self._outcomes.forget(self._heard)
+        self._outcomes = outcomes
+        if outcomes is not None:
+            outcomes.listen(self._heard)
+        self._counting.listen(outcomes)
+
+    async def aclose(self) -> None:
+        """Hear no more, and end what is being given back."""
+        self._listen(None)
+        await self._counting.aclose()
+
+    async def take(self, key: str, context: PolicyContext) -> WindowCount:
+        """Count one request of `key`, if it fits; the same request, asked about again, is counted once.
 
         Raises the store's errors, and `PolicyEvaluationError` for an answer of the store that decides nothing.
         """
+        root = root_of(context)
         if self.store is None:
-            return self._take_alone(f"{root}|{key}")
+            return self._take_alone(f"{root}|{key}", context)
         line = self._line(key, root)
-        reply = await self._reserve(self.store, line, root)
-        # Our id is new, so one that is settled already is our own, repeated after a lost answer.
+        need = Need(unit=line.unit, held=1, expected=1)
+        reply = await self._counting.take(self.store, context, (line,), (need,))
+        # The id is this request's own, so one that is settled already is our own, repeated.
         admitted = reply.admitted or reply.outcome is Outcome.SETTLED
         if not admitted and reply.outcome is not Outcome.EXCEEDS_LIMIT:
             raise PolicyEvaluationError(f"{self._name}: the store answered {reply.outcome}")
         now = self._clock()
-        if admitted:
+        if admitted and not reply.repeated:
             self._own.add(line.counter, now)
+            self._remember(context, line.counter, now)
         remaining = (reply.balances[0].remaining or 0) if reply.balances else 0
         return self._count(line.counter, admitted, remaining, now, shared=True)
 
-    async def _reserve(self, store: SharedStore, line: Line, root: str) -> ReserveReply:
-        reservation_id = new_reservation_id()
-        table = self._tables.get(root)
-        for _ in range(MAX_ATTEMPTS):
-            if table is None:
-                table = self._tables[root] = await store.limits(root)
-            reply = await store.reserve(
-                Reserve(
-                    reservation_id=reservation_id,
-                    root=root,
-                    lines=(line,),
-                    needs=(Need(unit=line.unit, held=1, expected=1),),
-                    lease_ms=0,
-                    version=table.version,
-                    epoch=table.epoch,
-                )
-            )
-            if reply.outcome is not Outcome.STALE_LIMITS:
-                return reply
-            table = None
-        raise PolicyEvaluationError(f"{self._name}: the limits of root {root!r} changed {MAX_ATTEMPTS} times during one request")
+    def _remember(self, context: PolicyContext, key: str, now: float) -> None:
+        asked = asked_by(context)
+        if asked is not None and self._outcomes is not None:
+            self._pending.setdefault(asked[0], {})[f"{asked[1]}|{key}"] = (key, now)
+            while len(self._pending) > MAX_PENDING:
+                self._pending.popitem(last=False)
+
+    def _heard(self, end: RequestEnd) -> None:
+        counted = self._pending.pop(end.request_id, None)
+        if counted and not end.admitted:
+            for key, at in counted.values():
+                self._own.remove(key, at)
 
     def _line(self, key: str, root: str) -> Line:
         scope = clean_scope(f"plugin:{self._name}:{key}")
@@ -117,10 +135,14 @@ class RollingWindow:
             scope=scope,
         )
 
-    def _take_alone(self, key: str) -> WindowCount:
-        now = self._clock()
+    def _take_alone(self, key: str, context: PolicyContext) -> WindowCount:
+        now, asked = self._clock(), asked_by(context)
+        if asked is not None and f"{asked[1]}|{key}" in self._pending.get(asked[0], {}):
+            return self._count(key, True, self._amount - self._own.count(key, now), now, shared=False)
         count = self._own.add(key, now, at_most=self._amount)
         admitted = count is not None
+        if admitted:
+            self._remember(context, key, now)
         return self._count(key, admitted, self._amount - count if count is not None else 0, now, shared=False)
 
     def _count(self, key: str, admitted: bool, remaining: int, now: float, *, shared: bool) -> WindowCount:
@@ -162,10 +184,21 @@ class _OwnAdmissions:
             self._forget(now)
             return count + 1
 
+    def remove(self, key: str, at: float) -> None:
+        """Take one out that was added at `at`."""
+        with self._lock:
+            for slot in self._keys.get(key, ()):
+                if slot[2] <= at <= slot[0] and slot[1] > 0:
+                    slot[1] -= 1
+                    return
+
+    def count(self, key: str, now: float) -> int:
+        with self._lock:
+            return int(sum(slot[1] for slot in self._current(key, now)))
+
     def oldest(self, key: str, now: float) -> float | None:
         with self._lock:
-            slots = self._current(key, now)
-            return slots[0][0] if slots else None
+            return next((slot[0] for slot in self._current(key, now) if slot[1] > 0), None)
 
     def _current(self, key: str, now: float) -> deque[list[float]]:
         slots = self._keys.get(key)

@@ -175,6 +175,20 @@ class RemembersRefusals(Protocol):
         """List the last refusals of a root, the newest first."""
 
 
+@runtime_checkable
+class KeepsApprovals(Protocol):
+    """A store that keeps the requests which wait for an administrator: a text in each place, of the store's own tenants each."""
+
+    async def put_approval(self, root: str, place: str, text: str, keep_ms: int) -> None:
+        """Put a text in a place; all of them go once none was put for so long."""
+
+    async def approvals(self, root: str) -> dict[str, str]:
+        """Return every text by its place; roots that live together are among them."""
+
+    async def drop_approvals(self, root: str, places: Sequence[str]) -> int:
+        """Empty places, and return how many were not empty."""
+
+
 class StoreObserver(Protocol):
     """Hears of every call to the server; must not raise or block."""
 
@@ -221,6 +235,9 @@ class ReservationStore(Protocol):
 
     async def repair(self, root: str, epoch: str, seq: int, line: Line, change: int) -> Outcome:
         """Add `change` to what a counter has spent: REPAIRED, or STALE if it was repaired, or the shard rebuilt, since `seq`."""
+
+    async def give_back(self, booked: Reserve) -> bool:
+        """Take back what a reserve without a lease and an entry counted; False if that is not (or no more) there."""
 
     async def holds(self, root: str, most: int = 100) -> list[LiveHold]:
         """List the live reservations of a root, those whose lease ends first at the head."""

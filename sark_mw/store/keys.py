@@ -8,7 +8,7 @@ from zlib import crc32
 #: Bumped when the layout of a key changes.
 SCHEMA = 1
 _PARTS = ("meta", "spent", "held", "rolling", "periods", "holds", "leases", "done", "done_before", "outbox", "limits", "grants")
-_REFUSALS = "refusals"
+_REFUSALS, _APPROVALS = "refusals", "approvals"
 #: The consumer group of the ledger's flushers.
 GROUP = "ledger"
 
@@ -33,6 +33,11 @@ class ShardKeys:
     def refusals(self) -> str:
         """The stream of recent refusals: beside the scripts' keys, none of them touches it."""
         return f"{self.all[0].rpartition(':')[0]}:{_REFUSALS}"
+
+    @property
+    def approvals(self) -> str:
+        """The hash of requests that wait for an administrator, likewise."""
+        return f"{self.all[0].rpartition(':')[0]}:{_APPROVALS}"
 
     @property
     def meta(self) -> str:

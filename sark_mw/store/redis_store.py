@@ -21,6 +21,7 @@ from sark_mw.reservation import (
     Settle,
     SettleReply,
 )
+from sark_mw.store.approvals import WaitingHash
 from sark_mw.store.base import (
     Grant,
     LimitTable,
@@ -38,6 +39,7 @@ from sark_mw.store.encode import (
     extend_replies,
     in_effect,
     line_args,
+    line_texts,
     live_hold,
     reserve_args,
     reserve_replies,
@@ -69,6 +71,7 @@ class RedisStore(RedisOutbox):
         self._commands = commands
         self._close = close
         self._refusals = RefusalStream(commands, self._keys)
+        self._waiting = WaitingHash(commands, self._keys)
         self._reserves = [self._batch(self._send_reserves, shard) for shard in range(shards)]
         self._settles = [self._batch(self._send_settles, shard) for shard in range(shards)]
         self._extends = [self._batch(self._send_extends, shard) for shard in range(shards)]
@@ -224,6 +227,14 @@ class RedisStore(RedisOutbox):
         _refuse_lost(reply)
         return Outcome(reply[0])
 
+    async def give_back(self, booked: Reserve) -> bool:
+        """Take back what a reserve without a lease and an entry counted; False if that is not (or no more) there."""
+        shard, amounts = self.shard_of(booked.root), " ".join(f"{need.unit}:{need.held}" for need in booked.needs)
+        args: list[str | int] = [self.retention_ms, shard, booked.reservation_id, amounts, line_texts(booked.lines)]
+        reply = await self._script("give_back", shard, args)
+        _refuse_lost(reply)
+        return bool(reply[0] == Outcome.RELEASED)
+
     async def holds(self, root: str, most: int = 100) -> list[LiveHold]:
         """List the live reservations of a root, those whose lease ends first at the head."""
         reply = await self._script("holds", self.shard_of(root), [root, most])
@@ -249,6 +260,18 @@ class RedisStore(RedisOutbox):
     async def recent_refusals(self, root: str, most: int = 100) -> list[RecentRefusal]:
         """List the last refusals of a root, the newest first."""
         return await self._refusals.last(self.shard_of(root), root, most)
+
+    async def put_approval(self, root: str, place: str, text: str, keep_ms: int) -> None:
+        """Put a text in a place of the root's shard."""
+        await self._waiting.put(self.shard_of(root), place, text, keep_ms)
+
+    async def approvals(self, root: str) -> dict[str, str]:
+        """Return every text of the root's shard by its place."""
+        return await self._waiting.all(self.shard_of(root))
+
+    async def drop_approvals(self, root: str, places: Sequence[str]) -> int:
+        """Empty places of the root's shard, and return how many were not empty."""
+        return await self._waiting.drop(self.shard_of(root), places)
 
     async def lost_shards(self) -> list[int]:
         """Name the shards without an epoch: never begun, or lost."""

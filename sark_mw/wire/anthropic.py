@@ -42,6 +42,7 @@ _ERROR_TYPE = {
     RefusalKind.BUDGET: "billing_error",
     RefusalKind.POLICY: "permission_error",
     RefusalKind.UNAVAILABLE: "api_error",
+    RefusalKind.POLICY_UNAVAILABLE: "api_error",
     RefusalKind.TOO_LARGE: "request_too_large",
     RefusalKind.UNAUTHENTICATED: "authentication_error",
 }

@@ -76,8 +76,9 @@ class Call:
 class RefusalKind(StrEnum):
     """Why a request is not let through (DESIGN's table of HTTP manners).
 
-    Three are about idempotency keys: one that came with another request before (`IDEMPOTENCY`), one whose first request is still
-    being answered (`IN_FLIGHT`), one whose first request has been answered and paid for (`ALREADY_DONE`).
+    `POLICY_UNAVAILABLE`: a policy timed out or crashed, so nobody knows what it would have said. Three are about idempotency
+    keys: one that came with another request before (`IDEMPOTENCY`), one whose first request is still being answered
+    (`IN_FLIGHT`), one whose first request has been answered and paid for (`ALREADY_DONE`).
     """
 
     RATE_LIMIT = "rate_limit"
@@ -85,6 +86,7 @@ class RefusalKind(StrEnum):
     BUDGET = "budget"
     POLICY = "policy"
     UNAVAILABLE = "unavailable"
+    POLICY_UNAVAILABLE = "policy_unavailable"
     INVALID = "invalid"
     TOO_LARGE = "too_large"
     UNSUPPORTED = "unsupported"

@@ -65,6 +65,7 @@ _ERROR_TYPE = {
     RefusalKind.BUDGET: "insufficient_quota",
     RefusalKind.POLICY: "permission_error",
     RefusalKind.UNAVAILABLE: "server_error",
+    RefusalKind.POLICY_UNAVAILABLE: "server_error",
     RefusalKind.UNAUTHENTICATED: "authentication_error",
 }
 _INCLUDE_USAGE = b'"stream_options":{"include_usage":true},'

@@ -12,6 +12,7 @@ _TITLE = {
     RefusalKind.BUDGET: "Budget exceeded",
     RefusalKind.POLICY: "Denied by policy",
     RefusalKind.UNAVAILABLE: "Enforcement unavailable",
+    RefusalKind.POLICY_UNAVAILABLE: "Policy unavailable",
     RefusalKind.INVALID: "Invalid request",
     RefusalKind.TOO_LARGE: "Request too large",
     RefusalKind.UNSUPPORTED: "Unsupported media type",

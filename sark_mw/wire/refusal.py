@@ -21,6 +21,7 @@ STATUS = {
     RefusalKind.BUDGET: 402,
     RefusalKind.POLICY: 403,
     RefusalKind.UNAVAILABLE: 503,
+    RefusalKind.POLICY_UNAVAILABLE: 503,
     RefusalKind.INVALID: 400,
     RefusalKind.TOO_LARGE: 413,
     RefusalKind.UNSUPPORTED: 415,
@@ -36,6 +37,7 @@ CODE = {
     RefusalKind.BUDGET: "budget_exceeded",
     RefusalKind.POLICY: "policy_denied",
     RefusalKind.UNAVAILABLE: "enforcement_unavailable",
+    RefusalKind.POLICY_UNAVAILABLE: "policy_unavailable",
     RefusalKind.INVALID: "invalid_request",
     RefusalKind.TOO_LARGE: "request_too_large",
     RefusalKind.UNSUPPORTED: "unsupported_media_type",
@@ -46,7 +48,7 @@ CODE = {
 }
 
 _RATE = (RefusalKind.RATE_LIMIT, RefusalKind.CONCURRENCY)
-_TRANSIENT = (*_RATE, RefusalKind.UNAVAILABLE, RefusalKind.IN_FLIGHT)
+_TRANSIENT = (*_RATE, RefusalKind.UNAVAILABLE, RefusalKind.POLICY_UNAVAILABLE, RefusalKind.IN_FLIGHT)
 _WINDOW_S = {"minute": 60, "hour": 3600, "day": 86_400, "week": 604_800}
 # Registered quota units of the RateLimit draft; tokens have none.
 _QUOTA_UNIT = {"requests": "requests", "concurrency": "concurrent-requests"}

@@ -16,6 +16,13 @@ from tests.servers.lookup import unavailable, valkey_binary
 _SAID = {
     "estimate": {"chat, 20 words, p99", "ours ÷ genai-prices"},
     "plugin": {"the same through the manager, p99", "business_hours, p99", "rate_limit, p99", "cost_aware, p99"},
+    "plugin_tiers": {"a rule in CEL, p99", "the cost policy in Rego, p99", "a WebAssembly guest, p99", "OPA over HTTP, p99"},
+    "plugin_isolation": {
+        "one call at a time, p50",
+        "decisions per second and worker, 64 at once",
+        "stateless, a process per request, p50",
+        "storm ÷ calm, p99",
+    },
     "reserve": {
         "Valkey, one at a time, p99",
         "memory://, 64 at once, p99",

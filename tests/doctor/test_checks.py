@@ -262,10 +262,14 @@ class Noting(PolicyPlugin):
 async def test_a_plugin_is_loaded_and_unloaded_again(tmp_path: Path) -> None:
     path, told = tmp_path / "noting.py", tmp_path / "told"
     path.write_text(_NOTING)
-    found = await examine(with_lists(tmp_path, policy={"plugins": [{"path": path, "options": {"told": str(told)}}]}))
+    found = await examine(
+        with_lists(tmp_path, policy={"plugins": [{"path": path, "isolated": False, "options": {"told": str(told)}}]})
+    )
     assert (sentence(found, "plugins"), told.read_text()) == ("loaded: noting", "on off")
     path.write_text(path.read_text().replace('self._tell("on")', "1 / 0"))
-    broken = await examine(with_lists(tmp_path, policy={"plugins": [{"path": path, "options": {"told": str(told)}}]}))
+    broken = await examine(
+        with_lists(tmp_path, policy={"plugins": [{"path": path, "isolated": False, "options": {"told": str(told)}}]})
+    )
     assert by_name(broken)["plugins"] is Status.FAIL and "ZeroDivisionError" in sentence(broken, "plugins")
 
 

@@ -4,13 +4,14 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import structlog
 
 from sark_mw.errors import ConfigurationError
 from sark_mw.instrumentation.audit import MAX_TEXT_LENGTH, AuditInstrumentation, audit_logger, configure_logging, printable
-from sark_mw.instrumentation.base import BreakerState, RequestFinished, RequestOutcome, Reserved, Settled
+from sark_mw.instrumentation.base import BreakerState, PolicyDecided, RequestFinished, RequestOutcome, Reserved, Settled
 from sark_mw.instrumentation.keys import hash_key
 
 SECRET = b"0123456789abcdef"
@@ -82,7 +83,11 @@ def test_the_other_events_have_their_names() -> None:
     trail = Trail()
     trail.audit.holds_expired(2)
     trail.audit.plugin_evaluated("hours", "denied", 0.1)
-    trail.audit.plugin_evaluated("hours", "allowed", 0.1)
+    trail.audit.policy_decided(PolicyDecided(plugin="hours", version="1.0", outcome="denied", allowed=False, reason="night"))
+    trail.audit.plugin_loaded("hours", "failed")
+    trail.audit.plugin_blocked("hours", 1.5)
+    trail.audit.policy_isolation(())
+    trail.audit.policy_isolation(("seccomp",))
     trail.audit.breaker_changed("store", BreakerState.OPEN)
     trail.audit.store_failure_allowed("allow")
     trail.audit.reserved(Reserved(outcome="unavailable", seconds=0.1))
@@ -91,9 +96,31 @@ def test_the_other_events_have_their_names() -> None:
     trail.audit.drift_measured(1, "usd", 0)
     trail.audit.unknown_model("openai", "gpt-99")
     assert [line["event"] for line in trail.lines] == [
-        "sark.expired", "sark.policy", "sark.store", "sark.store", "sark.store", "sark.ledger", "sark.ledger", "sark.estimate",
+        "sark.expired", "sark.policy", "sark.plugin", "sark.plugin", "sark.plugin", "sark.store", "sark.store", "sark.store",
+        "sark.ledger", "sark.ledger", "sark.estimate",
     ]  # fmt: skip
-    assert trail.lines[2]["state"] == "open"
+    assert trail.lines[5]["state"] == "open"
+
+
+def test_every_decision_is_written_with_plugin_version_reason_and_time() -> None:
+    trail = Trail()
+    decided = PolicyDecided(
+        plugin="hours",
+        version="1.2.0",
+        outcome="allowed",
+        allowed=True,
+        reason="open",
+        seconds=0.25,
+        obligations=("add_tag=night",),
+        request_id="req-1",
+        principal_id="user:a",
+    )
+    trail.audit.policy_decided(decided)
+    trail.audit.policy_decided(replace(decided, outcome="skipped", obligations=()))
+    first, second = trail.lines
+    assert first["event"] == "sark.policy" and (first["level"], second["level"]) == ("info", "warning")
+    said = {"plugin": "hours", "version": "1.2.0", "outcome": "allowed", "allowed": True, "reason": "open", "seconds": 0.25}
+    assert first.items() >= (said | {"obligations": "add_tag=night", "request_id": "req-1", "principal_id": "user:a"}).items()
 
 
 def test_a_field_that_is_not_allowed_is_not_written() -> None:

@@ -121,6 +121,19 @@ async def test_counters_that_alerts_watch_are_born_at_zero() -> None:
     assert got["sark_plugin_seconds_count{outcome=allowed,plugin=hours}"] == 1
 
 
+async def test_the_life_of_plugins_is_counted() -> None:
+    prometheus = PrometheusInstrumentation()
+    prometheus.plugin_loaded("hours", "loaded")
+    prometheus.plugin_loaded("hours", "reloaded")
+    prometheus.plugin_blocked("hours", 0.7)
+    prometheus.policy_isolation(("seccomp", "landlock_fs"))
+    got = await scrape(prometheus)
+    loads = [got[f"sark_plugin_loads_total{{outcome={outcome},plugin=hours}}"] for outcome in ("loaded", "reloaded", "failed")]
+    assert loads == [1, 1, 0]
+    assert got["sark_plugin_blocked_seconds_sum{plugin=hours}"] == 0.7
+    assert got["sark_policy_isolation_missing_layers"] == 2
+
+
 async def test_a_thousand_invented_names_make_a_bounded_number_of_series() -> None:
     prometheus = PrometheusInstrumentation(models=["gpt-4o"], providers=["openai"])
     for n in range(1000):
@@ -133,6 +146,8 @@ async def test_a_thousand_invented_names_make_a_bounded_number_of_series() -> No
         )
         prometheus.unknown_model(name, name)
         prometheus.plugin_evaluated(name, name, 0.1)
+        prometheus.plugin_loaded(name, name)
+        prometheus.plugin_blocked(name, 0.1)
         prometheus.ledger_failed(name)
         prometheus.breaker_changed(name, 2)
         prometheus.reserved(Reserved(outcome=name, seconds=0.1))

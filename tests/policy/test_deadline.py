@@ -13,7 +13,7 @@ import pytest
 
 from sark_mw import PolicyContext, PolicyDecision, PolicyOutcome, PolicyPluginManager
 from sark_mw.policy import deadline
-from sark_mw.policy.manager import MAX_STUCK
+from sark_mw.policy.asking import MAX_STUCK
 from tests.policy.samples import Judge, Sample, a_context, allow, hang
 
 SHORT = 0.01

@@ -46,7 +46,7 @@ def a_file(folder: Path, source: str, name: str = "policy.py") -> Path:
 
 
 async def test_the_one_plugin_of_a_file_is_built_with_the_options_and_registered(tmp_path: Path) -> None:
-    manager, before = PolicyPluginManager(), modules()
+    manager, before = PolicyPluginManager(isolation="off"), modules()
     plugin = await manager.load_from_file(str(a_file(tmp_path, ONE)), model="small")
     assert manager.get_plugin("only_model") is plugin
     assert [d.allowed for d in await manager.evaluate_all(a_context())] == [False]
@@ -58,7 +58,7 @@ async def test_the_one_plugin_of_a_file_is_built_with_the_options_and_registered
 
 
 async def test_a_file_may_be_loaded_disabled(tmp_path: Path) -> None:
-    manager = PolicyPluginManager()
+    manager = PolicyPluginManager(isolation="off")
     plugin = await manager.load_from_file(a_file(tmp_path, ONE), enabled=False)
     assert manager.list_plugins()[0]["enabled"] is False
     forget_module(type(plugin))
@@ -66,7 +66,7 @@ async def test_a_file_may_be_loaded_disabled(tmp_path: Path) -> None:
 
 async def test_the_same_file_in_two_managers_makes_two_modules(tmp_path: Path) -> None:
     path, before = a_file(tmp_path, ONE), modules()
-    managers = [PolicyPluginManager(), PolicyPluginManager()]
+    managers = [PolicyPluginManager(isolation="off"), PolicyPluginManager(isolation="off")]
     plugins = [await manager.load_from_file(path) for manager in managers]
     assert type(plugins[0]) is not type(plugins[1]) and len(modules() - before) == 2
     await managers[0].unregister_plugin("only_model")
@@ -75,14 +75,17 @@ async def test_the_same_file_in_two_managers_makes_two_modules(tmp_path: Path) -
     assert modules() == before
 
 
-TWO = ONE + """
+TWO = (
+    ONE
+    + """
     class Second(OnlyModel):
         name = "second"
 """
+)
 
 
 async def test_of_several_plugins_one_must_be_named(tmp_path: Path) -> None:
-    path, manager = a_file(tmp_path, TWO), PolicyPluginManager()
+    path, manager = a_file(tmp_path, TWO), PolicyPluginManager(isolation="off")
     with pytest.raises(ConfigurationError, match=r"several .*OnlyModel, Second"):
         await manager.load_from_file(path)
     plugin = await manager.load_from_file(path, class_name="Second")
@@ -107,7 +110,7 @@ async def test_of_several_plugins_one_must_be_named(tmp_path: Path) -> None:
 async def test_a_file_that_cannot_be_loaded_says_why_and_leaves_nothing(
     tmp_path: Path, source: str, options: dict[str, Any], complaint: str
 ) -> None:
-    manager, before, path = PolicyPluginManager(), set(sys.modules), a_file(tmp_path, source)
+    manager, before, path = PolicyPluginManager(isolation="off"), set(sys.modules), a_file(tmp_path, source)
     with pytest.raises(ConfigurationError, match=complaint) as raised:
         await manager.load_from_file(path, **options)
     assert str(path) in str(raised.value)
@@ -115,7 +118,7 @@ async def test_a_file_that_cannot_be_loaded_says_why_and_leaves_nothing(
 
 
 async def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    manager = PolicyPluginManager()
+    manager = PolicyPluginManager(isolation="off")
     with pytest.raises(ConfigurationError, match="cannot read"):
         await manager.load_from_file(tmp_path / "missing.py")
     with pytest.raises(ConfigurationError, match="cannot read"):
@@ -123,19 +126,19 @@ async def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
 
 
 async def test_a_loaded_plugin_that_cannot_be_registered_leaves_no_module(tmp_path: Path) -> None:
-    manager, before = PolicyPluginManager(), modules()
+    manager, before = PolicyPluginManager(isolation="off"), modules()
     await manager.register_plugin(Sample("only_model"))
     with pytest.raises(ValueError, match="already registered"):
         await manager.load_from_file(a_file(tmp_path, ONE))
     failing = ONE + "\n        async def on_load(self):\n            raise OSError('no table')\n"
     with pytest.raises(OSError, match="no table"):
-        await PolicyPluginManager().load_from_file(a_file(tmp_path, failing))
+        await PolicyPluginManager(isolation="off").load_from_file(a_file(tmp_path, failing))
     assert modules() == before
 
 
 @pytest.mark.parametrize("name", builtin.BUILTIN_PLUGINS)
 async def test_every_plugin_that_comes_along_loads_with_its_defaults(name: str) -> None:
-    manager = PolicyPluginManager()
+    manager = PolicyPluginManager(isolation="off")
     plugin = await manager.load_from_file(builtin_plugin_path(name))
     assert plugin.name == name and plugin.description
     await manager.unregister_plugin(name)
@@ -152,5 +155,5 @@ def test_the_wheels_folder_goes_before_the_repositorys(tmp_path: Path, monkeypat
     assert builtin_plugin_path("rate_limit") == tmp_path / "plugins" / "rate_limit.py"
     with pytest.raises(ConfigurationError, match="missing from this installation"):
         builtin_plugin_path("cost_aware")
-    with pytest.raises(ConfigurationError, match="one of business_hours, cost_aware, rate_limit"):
+    with pytest.raises(ConfigurationError, match=r"one of .*business_hours, .*rate_limit"):
         builtin_plugin_path("../secrets")

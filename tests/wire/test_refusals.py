@@ -114,6 +114,14 @@ TRANSIENT = [
         "ServiceUnavailableError",
         "api_error",
     ),
+    (
+        plain(RefusalKind.POLICY_UNAVAILABLE),
+        503,
+        "InternalServerError",
+        "policy_unavailable",
+        "ServiceUnavailableError",
+        "api_error",
+    ),
 ]
 
 

@@ -1,0 +1,121 @@
+"""Ask the policies about a request, tell of every decision, and keep what the decisions oblige to."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import asdict, dataclass
+
+from sark_mw.enforcement.invocation import Invocation
+from sark_mw.enforcement.refuse import refuse_policy
+from sark_mw.errors import StoreError
+from sark_mw.instrumentation.base import Instrumentation, PolicyDecided
+from sark_mw.policy.base import LimitReader, Obligation, PolicyContext, PolicyDecision
+from sark_mw.policy.manager import PolicyPluginManager
+from sark_mw.pricing.base import Estimate, InvocationRequest
+from sark_mw.wire.base import Refusal
+
+#: Requests whose obligations are remembered, for those that are tried in several ways.
+_MOST_REMEMBERED = 4_096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owed:
+    """An obligation, and the plugin whose decision it came with."""
+
+    plugin: str
+    obligation: Obligation
+
+
+class PolicyGate:
+    """The policies of one enforcer, as requests meet them."""
+
+    def __init__(
+        self,
+        policies: PolicyPluginManager,
+        instrumentation: Instrumentation,
+        *,
+        limits: LimitReader | None,
+        timeout_s: float,
+        chain_timeout_s: float | None,
+    ) -> None:
+        self._policies = policies
+        self._instrumentation = instrumentation
+        self._limits = limits
+        self._timeout_s = timeout_s
+        self._chain_timeout_s = chain_timeout_s
+        self._owed: OrderedDict[tuple[str, str | None], tuple[Owed, ...]] = OrderedDict()
+
+    async def ask(self, invocation: Invocation, estimate: Estimate) -> Refusal | tuple[Owed, ...]:
+        """Return what the decisions oblige to, or the refusal of the first that denies.
+
+        A request that was `allowed` for this model before is not put to them again: what they obliged it to stands.
+        """
+        if not self._policies.active:
+            return ()
+        asked = (invocation.request_id, estimate.model)
+        if invocation.allowed and asked in self._owed:
+            return self._owed[asked]
+        environment = {
+            **invocation.environment,
+            "provider": estimate.provider,
+            "model": estimate.model,
+            "scopes": invocation.scopes,
+            "root": invocation.root,
+            "estimated_nanos": estimate.ceiling_nanos,
+            "expected_nanos": estimate.expected_nanos,
+            "request_id": invocation.request_id,
+            "attempt": invocation.attempt,
+        }
+        if self._policies.needs_limits and self._limits is not None:
+            environment.update(await self._where_limits_stand(self._limits, invocation))
+        owed: list[Owed] = []
+        for number, request in enumerate(invocation.calls or (invocation.request,)):
+            decisions = await self._policies.evaluate_all(
+                _context(invocation, request, {**environment, "call": number}),
+                timeout=self._timeout_s,
+                chain_timeout=self._chain_timeout_s,
+            )
+            for decision in decisions:
+                self._tell(decision, invocation)
+                owed += [Owed(plugin=decision.plugin_name or "", obligation=each) for each in decision.obligations]
+            if decisions and not decisions[-1].allowed:
+                return refuse_policy(decisions[-1], invocation.request_id)
+        self._owed[asked] = found = tuple(dict.fromkeys(owed))
+        if len(self._owed) > _MOST_REMEMBERED:
+            self._owed.popitem(last=False)
+        return found
+
+    async def _where_limits_stand(self, limits: LimitReader, invocation: Invocation) -> dict[str, object]:
+        try:
+            figures = await limits.read(invocation.root, invocation.scopes)
+        except StoreError:
+            # Absent, and not empty: whoever needs them fails, and its `on_error` decides.
+            return {}
+        return {"limits": [{**asdict(each), "used": each.used} for each in figures]}
+
+    def _tell(self, decision: PolicyDecision, invocation: Invocation) -> None:
+        self._instrumentation.policy_decided(
+            PolicyDecided(
+                plugin=decision.plugin_name or "",
+                version=decision.plugin_version,
+                outcome=decision.outcome or "",
+                allowed=decision.allowed,
+                reason=decision.reason,
+                seconds=decision.duration_ms / 1000,
+                obligations=tuple(f"{each.kind}={each.value}" for each in decision.obligations),
+                request_id=invocation.request_id,
+                root=invocation.root,
+                principal_id=invocation.request.principal_id,
+            )
+        )
+
+
+def _context(invocation: Invocation, request: InvocationRequest, environment: dict[str, object]) -> PolicyContext:
+    return PolicyContext(
+        principal_id=request.principal_id,
+        resource_id=request.resource_id or "",
+        capability_id=request.capability_id,
+        action=invocation.action,
+        arguments=dict(request.arguments),
+        environment=environment,
+    )

@@ -1,0 +1,213 @@
+"""From settings to plugins: loaded at the start, all or none, and kept up to date while the gateway runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from sark_mw.errors import ConfigurationError
+from sark_mw.instrumentation.base import Instrumentation
+from sark_mw.policy.base import PolicyPlugin
+from sark_mw.policy.builtin import BUILTIN_PLUGINS, builtin_plugin_path
+from sark_mw.policy.files import PluginFile, plugin_files
+from sark_mw.policy.installed import installed_plugin
+from sark_mw.policy.loading import built
+from sark_mw.policy.manager import PolicyPluginManager
+from sark_mw.policy.packages import Lock
+from sark_mw.policy.reloading import FileWatch
+from sark_mw.settings import PluginSettings, PolicySettings
+from sark_mw.settings_policy import RuleSettings
+
+_log = logging.getLogger(__name__)
+
+#: Policies without code of one's own: each is a class of sark_mw, imported when it is used, as some need more than the base.
+RULES = {
+    "cel": "sark_mw.policy.cel:CelPlugin",
+    "opa": "sark_mw.policy.opa:OpaPlugin",
+    "rego": "sark_mw.policy.rego:RegoPlugin",
+    "wasm": "sark_mw.policy.wasm:WasmPlugin",
+}
+
+
+def make_policies(settings: PolicySettings) -> PolicyPluginManager:
+    """Make the manager, without any plugin."""
+    lock = None if settings.lock is None else Lock(path=settings.lock)
+    models = frozenset(settings.obligation_models)
+    return PolicyPluginManager(isolation=settings.isolation, obligation_models=models, lock=lock)
+
+
+async def load_plugins(manager: PolicyPluginManager, settings: PolicySettings) -> list[str]:
+    """Load the plugins that the settings name, then those of the folder, and return their names.
+
+    Raises `ConfigurationError` with the plugin that does not load and why; then none of them is left.
+    """
+    loaded: list[str] = []
+    try:
+        with manager.packages.together():
+            for plugin in settings.plugins:
+                loaded.append((await _loaded(_said(plugin), _load(manager, plugin))).name)  # noqa: PERF401  # kept if one fails
+            for at, rule in enumerate(settings.rules, 1):
+                loaded.append((await _load_rule(manager, rule, rule.name or f"rule-{at}")).name)
+            for file in folder_files(manager, settings):
+                loaded.append((await _loaded(str(file.path), manager.load_file(file))).name)  # noqa: PERF401  # likewise
+    except BaseException:
+        for name in loaded:
+            await manager.unregister_plugin(name)
+        raise
+    return loaded
+
+
+def folder_files(manager: PolicyPluginManager, settings: PolicySettings) -> list[PluginFile]:
+    """List the plugins of the settings' folder; raises `ConfigurationError`."""
+    if settings.folder is None:
+        return []
+    isolation = None if manager.isolation == "off" else manager.isolation_options()
+    return [replace(file, packages=manager.packages) for file in plugin_files(settings.folder, isolation)]
+
+
+class PluginUpkeep:
+    """What goes on with plugins while a gateway runs: changed files are taken up, a blocked loop is seen."""
+
+    def __init__(self, manager: PolicyPluginManager, settings: PolicySettings) -> None:
+        self._manager = manager
+        self._settings = settings
+        self._watching: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin, as far as the settings ask for it."""
+        settings = self._settings
+        if settings.reload_s:
+            in_folder = None if settings.folder is None else self._in_folder
+            self._watching = asyncio.ensure_future(FileWatch(self._manager, settings.reload_s, in_folder).run())
+        if settings.blocked_after_s:
+            self._manager.watch_loop(settings.blocked_after_s)
+
+    async def aclose(self, names: list[str]) -> None:
+        """End, and unload the plugins `names` and what the folder has brought since."""
+        self._manager.stop_watching()
+        if self._watching is not None:
+            self._watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watching
+        folder = self._settings.folder
+        files = self._manager.loaded_files()
+        came = [name for name, (file, _) in files.items() if folder is not None and folder in file.path.parents]
+        for name in dict.fromkeys((*names, *came)):
+            await self._manager.unregister_plugin(name)
+        await self._manager.retired()
+
+    def _in_folder(self) -> list[PluginFile]:
+        return folder_files(self._manager, self._settings)
+
+
+def missing_layers(manager: PolicyPluginManager) -> tuple[str, ...]:
+    """Name the layers of isolation that isolated plugins run without: by best effort, on a system that lacks them."""
+    plugins = (manager.get_plugin(listed["name"]) for listed in manager.list_plugins())
+    held_by = [getattr(plugin, "hardening", None) for plugin in plugins]
+    return tuple(dict.fromkeys(layer for each in held_by for layer in getattr(each, "lacking", ())))
+
+
+def tell_isolation(manager: PolicyPluginManager, instrumentation: Instrumentation) -> None:
+    """Say loudly which layers are missing."""
+    missing = missing_layers(manager)
+    if missing:
+        _log.warning(
+            "policy plugins run without these layers of isolation, which this system lacks: %s; one that you do not trust may "
+            "get out",
+            ", ".join(missing),
+        )
+    instrumentation.policy_isolation(missing)
+
+
+def rule_files(plugin: PluginSettings) -> list[Path]:
+    """Name the files that a policy in Rego or WebAssembly is made of: a lock pins them like those of plugins."""
+    path = plugin.options.get("path") if plugin.name in RULES else None
+    if not isinstance(path, str | Path):
+        return []
+    return sorted(Path(path).glob("*.rego")) if Path(path).is_dir() else [Path(path)]
+
+
+def _said(plugin: PluginSettings) -> str:
+    return f"plugin {plugin.name or plugin.installed or plugin.path}"
+
+
+async def _loaded(said: str, loading: Any) -> PolicyPlugin:
+    try:
+        plugin: PolicyPlugin = await loading
+    except ConfigurationError:
+        raise
+    except (Exception, SystemExit) as error:  # the plugin boundary: `on_load` may raise anything
+        raise ConfigurationError(f"{said} cannot be loaded: {type(error).__name__}: {error}") from error
+    return plugin
+
+
+async def _load(manager: PolicyPluginManager, plugin: PluginSettings) -> PolicyPlugin:
+    if plugin.installed is not None:
+        made, _ = installed_plugin(plugin.installed, plugin.options)
+        await manager.register_plugin(made, plugin.enabled)
+        return made
+    if plugin.name in RULES:
+        for path in rule_files(plugin):
+            manager.packages.admit(path, PluginFile(path=path).contents())
+        made = _rules(plugin.name, _held(manager, plugin))
+        await manager.register_plugin(made, plugin.enabled)
+        return made
+    return await manager.load_from_file(
+        _path(plugin),
+        plugin.enabled,
+        class_name=plugin.class_name,
+        isolated=plugin.isolated,
+        isolation=_isolation(manager, plugin),
+        **plugin.options,
+    )
+
+
+async def _load_rule(manager: PolicyPluginManager, rule: RuleSettings, name: str) -> PolicyPlugin:
+    from sark_mw.policy.cel import CelPlugin
+
+    said = {"when": rule.when, "name": name, **({"deny": rule.deny} if rule.deny else {"oblige": rule.oblige})}
+    plugin = CelPlugin([said], name, priority=rule.priority, on_error=rule.on_error)
+    try:
+        await manager.register_plugin(plugin, rule.enabled)
+    except ValueError as taken:
+        raise ConfigurationError(f"rule {name!r}: {taken}") from taken
+    return plugin
+
+
+def _path(plugin: PluginSettings) -> Path:
+    if plugin.path is not None:
+        return plugin.path
+    assert plugin.name is not None
+    if plugin.name not in BUILTIN_PLUGINS:
+        known = ", ".join(sorted((*BUILTIN_PLUGINS, *RULES)))
+        raise ConfigurationError(f"no plugin {plugin.name!r} comes with sark_mw: one of {known}")
+    return builtin_plugin_path(plugin.name)
+
+
+def _isolation(manager: PolicyPluginManager, plugin: PluginSettings) -> Any:
+    if manager.isolation == "off" or plugin.isolated is False or (plugin.name is not None and not plugin.isolated):
+        return None
+    return manager.isolation_options(workers=plugin.workers, stateless=plugin.stateless, memory_bytes=plugin.memory_bytes)
+
+
+def _held(manager: PolicyPluginManager, plugin: PluginSettings) -> Mapping[str, Any]:
+    """Rego runs in processes that are held as those of plugins are; the settings say what happens where they cannot be."""
+    if plugin.name != "rego" or manager.isolation == "require":
+        return plugin.options
+    return {"hardening": "best-effort", **plugin.options}
+
+
+def _rules(name: str, options: Mapping[str, Any]) -> PolicyPlugin:
+    module, _, class_name = RULES[name].partition(":")
+    try:
+        plugin_class = getattr(import_module(module), class_name)
+    except ImportError as error:
+        hint = f"pip install 'sark-mw[{name}]'"
+        raise ConfigurationError(f"plugin {name!r} needs more than is installed: {error}; {hint}") from error
+    return built(plugin_class, f"plugin {name!r}", options)

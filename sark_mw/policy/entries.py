@@ -1,0 +1,105 @@
+"""A plugin as its manager keeps it, and the plugins that are asked, in their order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sark_mw.errors import ConfigurationError
+from sark_mw.policy.base import PolicyPlugin
+from sark_mw.policy.files import PluginFile
+from sark_mw.policy.needs import Lens, lens_for
+
+ON_ERROR = ("deny", "allow", "skip")
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Entry:
+    """One registered plugin; `file` is where it was loaded from, `digest` the hash of what it was made of then."""
+
+    name: str
+    version: str
+    plugin: PolicyPlugin
+    priority: int
+    enabled: bool
+    concurrent: bool
+    isolated: bool
+    lens: Lens | None
+    file: PluginFile | None = None
+    digest: str = ""
+    loaded: bool = False
+    failures: int = 0
+    abandoned: int = 0
+    last_error: str = ""
+    stuck: list[tuple[object, ...]] = field(default_factory=list)
+    #: The rounds that may still ask it; kept of plugins that can be replaced, so that these serve them to their end.
+    rounds: set[object] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The enabled plugins in the order in which they are judged."""
+
+    entries: tuple[Entry, ...] = ()
+    #: Those whose rounds are kept.
+    tracked: tuple[Entry, ...] = ()
+    #: None of them is asked at the same time as others, and none can be replaced: asking is a loop.
+    plain: bool = True
+    needs_limits: bool = False
+
+
+def chain_of(entries: Iterable[Entry]) -> Chain:
+    """Put the plugins in order: by priority, equal ones as they were registered."""
+    # Python's sort is stable and dicts keep their order.
+    ordered = tuple(sorted(entries, key=lambda entry: entry.priority))
+    tracked = tuple(entry for entry in ordered if entry.file is not None)
+    plain = not tracked and not any(entry.concurrent for entry in ordered)
+    asks = any(entry.lens is not None and "limits" in entry.lens.environment.named for entry in ordered)
+    return Chain(ordered, tracked, plain, asks)
+
+
+def entry_of(plugin: PolicyPlugin, enabled: bool, file: PluginFile | None = None, digest: str = "") -> Entry:
+    """Check what a plugin says of itself; raises `ConfigurationError` naming it and what makes no sense."""
+    if not isinstance(plugin, PolicyPlugin):
+        raise TypeError(f"a plugin must be an instance of a PolicyPlugin subclass, not {plugin!r}")
+    name, priority, timeout, on_error = plugin.name, plugin.priority, plugin.timeout, plugin.on_error
+    if not isinstance(name, str) or not name:
+        raise ConfigurationError(f"the name of a plugin must be a string that is not empty, not {name!r}")
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        raise ConfigurationError(f"plugin {name!r}: priority must be a whole number, not {priority!r}")
+    if on_error not in ON_ERROR:
+        raise ConfigurationError(f"plugin {name!r}: on_error must be 'deny', 'allow' or 'skip', not {on_error!r}")
+    if timeout is not None and not (isinstance(timeout, (int, float)) and math.isfinite(timeout) and timeout > 0):
+        raise ConfigurationError(f"plugin {name!r}: timeout must be a number of seconds above 0, not {timeout!r}")
+    isolated = plugin.isolated is True
+    try:
+        lens = lens_for(plugin.needs, isolated=isolated)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"plugin {name!r}: {error}") from error
+    return Entry(
+        name=name,
+        version=str(plugin.version),
+        plugin=plugin,
+        priority=priority,
+        enabled=enabled,
+        concurrent=plugin.concurrent is True,
+        isolated=isolated,
+        lens=lens,
+        file=file,
+        digest=digest,
+    )
+
+
+def described(entry: Entry) -> dict[str, Any]:
+    """Describe a plugin for listings."""
+    told: dict[str, Any] = entry.plugin.get_metadata() | {"enabled": entry.enabled}
+    if entry.file is not None:
+        told |= {"source": str(entry.file.path), "isolated": entry.isolated, "digest": entry.digest}
+    hardening = getattr(entry.plugin, "hardening", None)
+    if hardening is not None:
+        told["hardening"] = dict(hardening.layers)
+    if entry.last_error:
+        told["last_error"] = entry.last_error
+    return told

@@ -1,0 +1,169 @@
+"""Take up changed plugin files while the gateway runs, without losing a request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from sark_mw.errors import ConfigurationError
+from sark_mw.policy.entries import Entry
+from sark_mw.policy.files import PluginFile
+
+logger = logging.getLogger(__name__)
+
+#: How long an old version may serve the calls that were under way when it was replaced.
+DRAIN_S = 60.0
+_POLL_S = 0.01
+
+
+async def drained(entry: Entry, seconds: float = DRAIN_S) -> None:
+    """Wait until no round asks this plugin any more, at most so long."""
+    ends = asyncio.get_running_loop().time() + seconds
+    while entry.rounds and asyncio.get_running_loop().time() < ends:  # noqa: ASYNC110  # rounds of several loops may hold it
+        await asyncio.sleep(_POLL_S)
+
+
+class NameTakenError(ValueError):
+    """Another plugin has the name already."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"plugin {name!r} is already registered")
+        self.name = name
+
+
+class Reloadable(Protocol):
+    """What the watch does with what it finds: a `PolicyPluginManager`."""
+
+    def loaded_files(self) -> Mapping[str, tuple[PluginFile, str]]:
+        """Name the plugins that came from files, with the hash of what each was made of."""
+
+    async def reload_plugin(self, name: str, file: PluginFile | None = None) -> None:
+        """Make the plugin anew from its file, or from another one; raises `ConfigurationError`, having told of it."""
+
+    async def load_file(self, file: PluginFile, enabled: bool = True) -> object:
+        """Load a file that is new."""
+
+    async def unregister_plugin(self, name: str) -> None:
+        """Let a plugin go whose file is gone."""
+
+    def load_failed(self, name: str, error: BaseException) -> None:
+        """Say that a file could not be loaded."""
+
+
+class FileWatch:
+    """Look at the files of plugins now and then, and at a folder in which they come and go."""
+
+    def __init__(self, plugins: Reloadable, every_s: float, in_folder: Callable[[], list[PluginFile]] | None = None) -> None:
+        self._plugins = plugins
+        self._every_s = every_s
+        self._in_folder = in_folder
+        #: Files and package folders that were in the folder; those that the last look did not find; whose names are taken.
+        self._from_folder: set[Path] = {file.place for file in in_folder()} if in_folder is not None else set()
+        self._missing: set[Path] = set()
+        self._taken: dict[Path, str] = {}
+        self._seen = {file.path: file.stamp() for file, _ in plugins.loaded_files().values()}
+
+    async def run(self) -> None:
+        """Look until cancelled; whatever goes wrong, it is looked again."""
+        while True:
+            await asyncio.sleep(self._every_s)
+            try:
+                await self.look()
+            except Exception:
+                logger.exception("the files of policy plugins could not be looked at")
+
+    async def look(self) -> None:
+        """Look once: take up what is new, what has changed and what is gone."""
+        if self._in_folder is not None:
+            await self._look_at_folder(self._in_folder)
+        loaded = self._plugins.loaded_files()
+        for name in await asyncio.to_thread(self._changed, loaded):
+            await self._reload(name)
+
+    async def _reload(self, name: str, file: PluginFile | None = None) -> bool:
+        try:
+            await self._plugins.reload_plugin(name, file)
+        except (ConfigurationError, ValueError):
+            return False  # told of already; the old version stays, until the file changes again
+        return True
+
+    def _changed(self, loaded: Mapping[str, tuple[PluginFile, str]]) -> list[str]:
+        changed = []
+        for name, (file, digest) in loaded.items():
+            stamp = file.stamp()
+            if self._seen.get(file.path) == stamp:
+                continue
+            self._seen[file.path] = stamp
+            try:
+                if file.read().digest == digest:
+                    continue  # touched, but the same
+            except ConfigurationError:
+                pass  # the reload fails with the reason
+            changed.append(name)
+        return changed
+
+    async def _look_at_folder(self, in_folder: Callable[[], list[PluginFile]]) -> None:
+        """Take up what came and changed before anything goes: a policy stays until another one has taken its place."""
+        there = await asyncio.to_thread(in_folder)
+        self._from_folder.update(file.place for file in there)
+        gone = {place for place in self._from_folder - {file.place for file in there} if _is_gone(place)}
+        names = {file.place: (name, file) for name, (file, _) in self._plugins.loaded_files().items()}
+        going = {name for place, (name, _) in names.items() if place in gone}
+        for place in gone & names.keys():
+            # It goes, or comes back: either way no version of it is to be tried now.
+            self._seen[names[place][1].path] = names[place][1].stamp()
+        for file in there:
+            name, old = names.get(file.place, ("", file))
+            if name and old.path == file.path:
+                continue  # the same file: whether it has changed is seen with all others
+            stamp = file.stamp()
+            if self._seen.get(file.path) == stamp and self._taken.get(file.path) not in going:
+                continue
+            self._seen[file.path] = stamp
+            if not name:
+                await self._come(file, going)
+            elif not await self._reload(name, file):
+                self._seen[old.path] = old.stamp()  # it stays, and was told of
+        await self._go(gone)
+
+    async def _come(self, file: PluginFile, going: set[str]) -> None:
+        """Load a file that is new; one that has the name of a plugin whose file is gone takes its place."""
+        self._taken.pop(file.path, None)
+        try:
+            await self._plugins.load_file(file)
+        except NameTakenError as taken:
+            self._taken[file.path] = taken.name
+            if taken.name not in going:
+                self._plugins.load_failed(file.path.stem, taken)
+            elif await self._reload(taken.name, file):
+                del self._taken[file.path]
+        except Exception as error:  # noqa: BLE001  # the plugin boundary: `on_load` may raise anything
+            self._plugins.load_failed(file.path.stem, error)
+
+    async def _go(self, gone: set[Path]) -> None:
+        """Let go what two looks in a row did not find; what is looked at now may be in the middle of being replaced."""
+        names = {file.place: name for name, (file, _) in self._plugins.loaded_files().items()}
+        for place in gone:
+            if place in names and place not in self._missing:
+                logger.warning("policy plugin %r goes with the next look, unless its file %s comes back", names[place], place)
+                continue
+            self._from_folder.discard(place)
+            self._seen = {path: stamp for path, stamp in self._seen.items() if path != place and place not in path.parents}
+            if place in names:
+                logger.warning("policy plugin %r goes: its file %s is gone", names[place], place)
+                await self._plugins.unregister_plugin(names[place])
+        self._missing = gone & self._from_folder
+
+
+def _is_gone(place: Path) -> bool:
+    """Tell whether there is nothing of this name; what cannot be looked at is not gone."""
+    try:
+        place.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
