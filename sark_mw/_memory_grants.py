@@ -110,6 +110,10 @@ class Grants:
             if write and carry.before and line.ordinal > carry.before.ordinal:
                 between = carry.current.ordinal - carry.before.ordinal - 1
                 carry.gap = max(carry.gap, between * carry.current.amount)
+            before = carry.before.ordinal if carry.before else carry.current.ordinal - 1
+            if line.ordinal < before or carry.current.rest is not None:
+                # Further back than can be told: what this period left, a cap at most, went on for good and may be spent.
+                return carried - max(carry.cap, line.carry_cap)
             return carried - self._used_beyond(carry.current)
         if carry is None or line.ordinal > carry.current.ordinal:
             looked = self._turned(carry, line, write=write)

@@ -141,6 +141,11 @@ local function carry_over(book, line, write)
       c.gap = math.max(c.gap, (c.ordinal - c.before_ordinal - 1) * tonumber(string.sub(c.slot, 2)))
       redis.call('HSET', key.grants, field, format_carry(c))
     end
+    local before = c.before_ordinal or c.ordinal - 1
+    if line.ordinal < before or string.byte(c.slot) == 114 then
+      -- Further back than can be told: what this period left, a cap at most, went on for good and may be spent.
+      return carried - math.max(c.cap, line.carry_cap)
+    end
     return carried - used_beyond(key, c)
   end
   if not c or line.ordinal > c.ordinal then

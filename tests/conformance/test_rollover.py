@@ -169,6 +169,20 @@ async def test_a_clock_that_goes_back_and_on_carries_nothing_twice(moving_books:
     assert await books.allowed("user:al") == 100
 
 
+async def test_a_clock_that_goes_back_over_a_final_carry_does_not_give_it_again(moving_books: Books) -> None:
+    books = moving_books
+    await books.limit(*daily("1000"))
+    await spend(books, "a", 10)
+    await books.clock.advance(DAY_MS)
+    assert await spend(books, "b", 190) is Outcome.HELD
+    await books.clock.advance(DAY_MS)
+    assert await spend(books, "c", 1) is Outcome.HELD
+    books.clock.step(-2 * DAY_MS)
+    assert await spend(books, "d", 1) is Outcome.EXCEEDS_LIMIT
+    books.clock.step(2 * DAY_MS)
+    assert await spend(books, "e", 99) is Outcome.HELD
+
+
 async def test_periods_without_rollover_are_not_carried_when_it_is_switched_on_again(moving_books: Books) -> None:
     books = moving_books
     await books.limit(*daily("1000"))
