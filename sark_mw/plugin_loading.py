@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from sark_mw.enforcement.rules import rule_plugin
 from sark_mw.errors import ConfigurationError
 from sark_mw.instrumentation.base import Instrumentation
 from sark_mw.policy.base import PolicyPlugin
@@ -53,7 +54,7 @@ async def load_plugins(manager: PolicyPluginManager, settings: PolicySettings) -
             for plugin in settings.plugins:
                 loaded.append((await _loaded(_said(plugin), _load(manager, plugin))).name)  # noqa: PERF401  # kept if one fails
             for at, rule in enumerate(settings.rules, 1):
-                loaded.append((await _load_rule(manager, rule, rule.name or f"rule-{at}")).name)
+                loaded.append((await _load_rule(manager, rule, rule_name(rule, at))).name)
             for file in folder_files(manager, settings):
                 loaded.append((await _loaded(str(file.path), manager.load_file(file))).name)  # noqa: PERF401  # likewise
     except BaseException:
@@ -61,6 +62,11 @@ async def load_plugins(manager: PolicyPluginManager, settings: PolicySettings) -
             await manager.unregister_plugin(name)
         raise
     return loaded
+
+
+def rule_name(rule: RuleSettings, at: int) -> str:
+    """Name the plugin that the settings' rule at this place (from 1) is."""
+    return rule.name or f"rule-{at}"
 
 
 def folder_files(manager: PolicyPluginManager, settings: PolicySettings) -> list[PluginFile]:
@@ -169,10 +175,7 @@ async def _load(manager: PolicyPluginManager, plugin: PluginSettings) -> PolicyP
 
 
 async def _load_rule(manager: PolicyPluginManager, rule: RuleSettings, name: str) -> PolicyPlugin:
-    from sark_mw.policy.cel import CelPlugin
-
-    said = {"when": rule.when, "name": name, **({"deny": rule.deny} if rule.deny else {"oblige": rule.oblige})}
-    plugin = CelPlugin([said], name, priority=rule.priority, on_error=rule.on_error)
+    plugin = rule_plugin(rule, name)
     try:
         await manager.register_plugin(plugin, rule.enabled)
     except ValueError as taken:

@@ -32,6 +32,7 @@ from sark_mw.enforcement.refusals import RecentRefusals
 from sark_mw.enforcement.refuse import outcome_of, reason_of
 from sark_mw.enforcement.rehold import Rehold
 from sark_mw.enforcement.settler import Settler
+from sark_mw.enforcement.shared_policies import SharedPolicies
 from sark_mw.enforcement.tables import LimitTables, ServerClock
 from sark_mw.enforcement.upkeep import Upkeep, UpkeepOptions
 from sark_mw.enforcement.webhooks import Webhooks
@@ -126,6 +127,7 @@ class Sark:
         await self.recovery.rebuild()
         await self.limits.seed([limit.to_limit() for limit in settings.limits])
         self._loaded = await load_plugins(self.policies, settings.policy)
+        await self.shared_policies.refresh()
         tell_isolation(self.policies, self.instrumentation)
         self._plugins = PluginUpkeep(self.policies, settings.policy)
         self._plugins.start()
@@ -223,6 +225,7 @@ class Sark:
         self.recovery = Recovery(store, self.ledger, drain=self._drain)
         self.limits = LimitRegistry(store, self.ledger, tables=self.tables, recovery=self.recovery, on_event=self._tell_of_limit)
         self.journal = Journal(settings.store.journal)
+        self.shared_policies = SharedPolicies(self.ledger, self.policies, clock=self.clock, record=self.limits.record)
         rebuild = self.recovery.ensure
         self.settler = Settler(
             store, clock=self.clock, journal=self.journal, instrumentation=self.instrumentation, rebuild=rebuild
@@ -297,6 +300,7 @@ class Sark:
             grants=self.limits.grants,
             webhooks=self._webhooks,
             refusals=self.refusals,
+            shared_policies=self.shared_policies,
             instrumentation=self.instrumentation,
             options=UpkeepOptions(
                 lease_ms=lease_ms,
@@ -328,6 +332,7 @@ class Sark:
         if self._flushing is not None:
             await self.flusher.drain(deadline_s)
             await self._flushing
+        await self.shared_policies.aclose()
         await self._plugins.aclose(self._loaded)
         await self.store.aclose()
         await self.ledger.aclose()
@@ -338,9 +343,12 @@ def _run_limit(root: str, scope: str, budget: Decimal | int | str | None) -> Lim
 
 
 def _check_ledger_lasts(settings: Settings) -> None:
-    """Refuse to move what others have spent into a ledger that ends with this process."""
-    if settings.ledger.flush and not settings.ledger.lasts and not settings.store.url.startswith("memory:"):
+    """Refuse a shared store with a ledger that ends with this process.
+
+    It would take into its memory what all have spent, rebuild a lost store with nothing spent, and hear of no rules.
+    """
+    if not settings.ledger.lasts and not settings.store.url.startswith("memory:"):
         raise ConfigurationError(
-            "a store that several processes share needs a ledger that outlives them: this one would take the costs of all of "
-            "them into its own memory; set ledger.url to sqlite:///sark.db or postgresql://…, or ledger.flush to false"
+            "a store that several processes share needs a ledger that outlives them, the same for all of them, also where "
+            "another process flushes it: set ledger.url to sqlite:///sark.db or postgresql://…"
         )

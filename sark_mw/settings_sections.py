@@ -300,11 +300,14 @@ class WebhookSettings(_Section):
         description="Signs what is sent: `whsec_` and the base64 of 24 to 64 random bytes, as the receiver has it."
     )
     events: tuple[
-        Literal["threshold", "rollover", "set", "delete", "top_up", "override", "release", "repair", "approval", "plugin"], ...
+        Literal[
+            "threshold", "rollover", "set", "delete", "top_up", "override", "release", "repair", "approval", "plugin", "rule"
+        ],
+        ...,
     ] = Field(
         ("threshold",),
         min_length=1,
-        description="Which kinds of events: a `threshold` that fired, a `rollover`, and what administrators do: `set`, `delete`, `top_up`, `override`, `release`, `repair`, `approval`, `plugin`.",
+        description="Which kinds of events: a `threshold` that fired, a `rollover`, and what administrators do: `set`, `delete`, `top_up`, `override`, `release`, `repair`, `approval`, `plugin`, `rule`.",
     )
     timeout_s: float = Field(10, gt=0, le=60, description="Longest that one attempt may take.")
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from decimal import Decimal
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StrictInt, model_validator
 
 from sark_mw.errors import ConfigurationError
 from sark_mw.limit import DEFAULT_ROOT, clean_scope
+from sark_mw.settings_policy import RuleSettings
 from sark_mw.settings_sections import LimitSettings
 from sark_mw.window import canonical
 
@@ -38,9 +40,17 @@ ScopeName = Annotated[str, Field(max_length=1000, description="`kind:name`: `use
 WindowName = Annotated[str, Field(max_length=100), AfterValidator(_window)]
 Reason = Annotated[str, Field(max_length=1000, description="Why, for the record.")]
 UnitName = Literal["usd", "requests", "input_tokens", "output_tokens", "tokens", "concurrency"]
-Kind = Literal["set", "delete", "top_up", "override", "rollover", "threshold", "release", "repair", "approval", "plugin"]
+Kind = Literal["set", "delete", "top_up", "override", "rollover", "threshold", "release", "repair", "approval", "plugin", "rule"]
 DryRun = Annotated[bool, Field(description="Change nothing; answer what would be changed.")]
+_MAX_OBLIGE = 4000
 Most = Annotated[int, Field(ge=1, le=1000, description="How many at most.")]
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of a body are exact decimals; those that rules take are whole."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return int(value) if isinstance(value, Decimal) and value == value.to_integral_value() else value
 
 
 class Input(BaseModel):
@@ -94,6 +104,34 @@ class OverrideBody(_Which):
         if given != (0 if self.amount is None else 1):
             raise ValueError("an override has an amount and one of until and for_s; to end one, an amount of null and neither")
         return self
+
+
+class RuleBody(Input):
+    """A rule in CEL, with the fields of `[[policy.rules]]`: where `when` is true it denies, or obliges."""
+
+    when: str = Field(
+        min_length=1, max_length=2048, description='True or false: `request.model.startsWith("gpt-4") && remaining < 5.0`.'
+    )
+    deny: str | None = Field(None, min_length=1, max_length=500, description="The reason that a denied request is told.")
+    oblige: dict[Literal["add_tag", "cap_output_tokens", "use_model", "require_scope"], Any] | None = Field(
+        None, description="Or what an allowed one is obliged to."
+    )
+    priority: StrictInt = Field(100, ge=-1_000_000, le=1_000_000, description="Lower ones are asked earlier.")
+    on_error: Literal["deny", "allow", "skip"] = Field("deny", description="What it decides when it cannot be evaluated.")
+    reason: Reason = ""
+
+    @model_validator(mode="after")
+    def _is_one_rule(self) -> Self:
+        if "\0" in f"{self.when}{self.deny}" or len(json.dumps(self.oblige, default=str)) > _MAX_OBLIGE:
+            raise ValueError("a rule has no NUL in it, and obliges to a few things at most")
+        self.to_rule()
+        return self
+
+    def to_rule(self) -> RuleSettings:
+        """Make the rule."""
+        said = self.model_dump(exclude={"reason"})
+        said["oblige"] = None if self.oblige is None else {kind: _plain(value) for kind, value in self.oblige.items()}
+        return RuleSettings(**said)
 
 
 class ApproveBody(Input):

@@ -14,6 +14,7 @@ from sark_mw.admin.grants import override, top_up
 from sark_mw.admin.operation import Asked, Operation
 from sark_mw.admin.plugins import PLUGINS
 from sark_mw.admin.problem import ProblemError
+from sark_mw.admin.rules import RULES
 from sark_mw.enforcement.limits import Changes
 from sark_mw.enforcement.status import LimitStatus
 from sark_mw.ledger.entries import parse_entry
@@ -286,4 +287,5 @@ OPERATIONS = (
     ),
     *APPROVALS,
     *PLUGINS,
+    *RULES,
 )

@@ -1,24 +1,23 @@
-"""Policy plugins over HTTP: what there is, switched on and off, and loaded anew, in the process that answers."""
+"""Policy plugins over HTTP: what there is, switched on and off everywhere, and loaded anew in the process that answers."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
-from uuid import uuid4
 
 from pydantic import Field
 
 from sark_mw.admin import inputs
 from sark_mw.admin.operation import Asked, Operation
 from sark_mw.admin.problem import ProblemError
+from sark_mw.enforcement.grants import Why
+from sark_mw.enforcement.shared_policies import Action
 from sark_mw.errors import ConfigurationError
-from sark_mw.ledger.events import EventKind, LimitEvent
-from sark_mw.limit import DEFAULT_ROOT
 from sark_mw.limit_answers import Answer
+from sark_mw.policy.base import PolicyPlugin
 from sark_mw.policy.builtin import is_builtin
 from sark_mw.policy.files import PluginFile
 from sark_mw.policy.manager import PolicyPluginManager
@@ -37,6 +36,9 @@ class PluginAnswer(Answer):
     source: str = Field(description="Its file, or its class.")
     tier: Literal["isolated", "in process"]
     enabled: bool
+    switched: Literal["on", "off", ""] = Field(
+        description="As an administrator switched it, for all processes; empty: nobody did."
+    )
     priority: int
     on_error: Literal["deny", "allow", "skip"]
     timeout_s: float | None = Field(description="Longest that it may take; null: as the settings say.")
@@ -60,13 +62,18 @@ class PluginDoneAnswer(Answer):
     plugin: PluginAnswer
 
 
-def described_plugins(policies: PolicyPluginManager) -> list[PluginAnswer]:
+def described_plugins(policies: PolicyPluginManager, switches: Mapping[str, bool]) -> list[PluginAnswer]:
     """Describe the plugins of a manager in the order in which they are asked; reads their files."""
     files = policies.loaded_files()
-    return [_answer(policies, each, files.get(each["name"], (None, ""))[0]) for each in policies.list_plugins()]
+    return [
+        _answer(policies, each, files.get(each["name"], (None, ""))[0], switches.get(each["name"]))
+        for each in policies.list_plugins()
+    ]
 
 
-def _answer(policies: PolicyPluginManager, told: Mapping[str, Any], file: PluginFile | None) -> PluginAnswer:
+def _answer(
+    policies: PolicyPluginManager, told: Mapping[str, Any], file: PluginFile | None, switched: bool | None
+) -> PluginAnswer:
     plugin = policies.get_plugin(told["name"])
     hash_now, state = ("", "") if file is None else file_state(policies, file)
     lacking = getattr(getattr(plugin, "hardening", None), "lacking", ())
@@ -77,6 +84,7 @@ def _answer(policies: PolicyPluginManager, told: Mapping[str, Any], file: Plugin
         source=told.get("source") or f"{type(plugin).__module__}:{type(plugin).__qualname__}",
         tier="isolated" if getattr(plugin, "isolated", False) is True else "in process",
         enabled=told["enabled"],
+        switched="" if switched is None else "on" if switched else "off",
         priority=told["priority"],
         on_error=told["on_error"],
         timeout_s=told["timeout"],
@@ -100,16 +108,12 @@ def file_state(policies: PolicyPluginManager, file: PluginFile) -> tuple[str, Lo
 
 async def list_plugins(sark: Sark, asked: Asked) -> PluginsAnswer:
     """List the plugins."""
-    found = await asyncio.to_thread(described_plugins, sark.policies)
-    return PluginsAnswer(process=os.getpid(), plugins=tuple(found))
+    return PluginsAnswer(process=os.getpid(), plugins=tuple(await _described(sark)))
 
 
 async def enable_plugin(sark: Sark, asked: Asked) -> PluginDoneAnswer:
     """Ask a plugin again."""
-    await _record(sark, asked, "enable")
-    with _still_there(asked.name):
-        sark.policies.enable_plugin(asked.name)
-    return await _done(sark, asked)
+    return await _switched(sark, asked, "enable")
 
 
 async def disable_plugin(sark: Sark, asked: Asked) -> PluginDoneAnswer:
@@ -118,14 +122,19 @@ async def disable_plugin(sark: Sark, asked: Asked) -> PluginDoneAnswer:
     requiring = [name for name in sark.policies.packages.requiring(asked.name) if name in switched_on]
     if requiring:
         raise ProblemError(409, f"Plugin {asked.name!r} is required by {', '.join(requiring)}.", "name")
-    await _record(sark, asked, "disable")
-    sark.policies.disable_plugin(asked.name)
-    return await _done(sark, asked)
+    return await _switched(sark, asked, "disable")
+
+
+async def reset_plugin(sark: Sark, asked: Asked) -> PluginDoneAnswer:
+    """Let the settings say again whether a plugin is asked."""
+    return await _switched(sark, asked, "reset")
 
 
 async def reload_plugin(sark: Sark, asked: Asked) -> PluginDoneAnswer:
     """Take up a plugin's file as it is now; where that cannot be, the old version stays."""
-    await _record(sark, asked, "reload")
+    plugin = _known(sark, asked)
+    # Recorded first: nothing is changed of which nobody can tell who did it.
+    await sark.shared_policies.record_reload(asked.name, _why(asked), version=str(plugin.version), process=str(os.getpid()))
     try:
         with _still_there(asked.name):
             await sark.policies.reload_plugin(asked.name)
@@ -134,23 +143,26 @@ async def reload_plugin(sark: Sark, asked: Asked) -> PluginDoneAnswer:
     return await _done(sark, asked)
 
 
-async def _record(sark: Sark, asked: Asked, action: str) -> None:
-    """Record it first: nothing is changed of which nobody can tell who did it."""
-    assert isinstance(asked.query, inputs.WhyQuery)
+async def _switched(sark: Sark, asked: Asked, action: Action) -> PluginDoneAnswer:
+    plugin = _known(sark, asked)
+    await sark.shared_policies.switch(asked.name, action, _why(asked), version=str(plugin.version))
+    return await _done(sark, asked)
+
+
+def _known(sark: Sark, asked: Asked) -> PolicyPlugin:
     plugin = sark.policies.get_plugin(asked.name)
     if plugin is None:
         raise ProblemError(404, f"There is no plugin {asked.name!r} in this process.", "name")
-    detail = {"plugin": asked.name, "version": str(plugin.version), "action": action, "process": os.getpid()}
-    event = LimitEvent(
-        event_id=f"plugin:{uuid4().hex}",
-        kind=EventKind.PLUGIN,
-        root=DEFAULT_ROOT,
-        at_ms=sark.clock.now_ms(),
-        actor=asked.actor,
-        reason=asked.query.reason,
-        detail_json=json.dumps(detail, separators=(",", ":")),
-    )
-    await sark.limits.record(event)
+    return plugin
+
+
+def _why(asked: Asked) -> Why:
+    assert isinstance(asked.query, inputs.WhyQuery)
+    return Why(actor=asked.actor, reason=asked.query.reason)
+
+
+async def _described(sark: Sark) -> list[PluginAnswer]:
+    return await asyncio.to_thread(described_plugins, sark.policies, dict(sark.shared_policies.switches))
 
 
 @contextmanager
@@ -162,7 +174,7 @@ def _still_there(name: str) -> Iterator[None]:
 
 
 async def _done(sark: Sark, asked: Asked) -> PluginDoneAnswer:
-    found = await asyncio.to_thread(described_plugins, sark.policies)
+    found = await _described(sark)
     with _still_there(asked.name):
         at = [each.name for each in found].index(asked.name)
     return PluginDoneAnswer(process=os.getpid(), plugin=found[at])
@@ -180,7 +192,7 @@ PLUGINS = (
     Operation(
         method="POST",
         path="/plugins/{name}/enable",
-        summary="Ask a plugin again, in the process that answers.",
+        summary="Ask a plugin again, in every process, for good.",
         query=inputs.WhyQuery,
         answer=PluginDoneAnswer,
         run=enable_plugin,
@@ -188,15 +200,23 @@ PLUGINS = (
     Operation(
         method="POST",
         path="/plugins/{name}/disable",
-        summary="Ask a plugin no more, in the process that answers.",
+        summary="Ask a plugin no more, in every process, for good.",
         query=inputs.WhyQuery,
         answer=PluginDoneAnswer,
         run=disable_plugin,
     ),
     Operation(
         method="POST",
+        path="/plugins/{name}/reset",
+        summary="Let the settings say again whether a plugin is asked.",
+        query=inputs.WhyQuery,
+        answer=PluginDoneAnswer,
+        run=reset_plugin,
+    ),
+    Operation(
+        method="POST",
         path="/plugins/{name}/reload",
-        summary="Take up a plugin's file as it is now; a version that does not load leaves the old one in place.",
+        summary="Take up a plugin's file as it is now, in the process that answers; one that does not load leaves the old one.",
         query=inputs.WhyQuery,
         answer=PluginDoneAnswer,
         run=reload_plugin,

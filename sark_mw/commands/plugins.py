@@ -17,7 +17,7 @@ from sark_mw.commands.plugin_adding import add
 from sark_mw.commands.plugin_cases import test
 from sark_mw.commands.plugin_checks import check, files_at
 from sark_mw.errors import ConfigurationError
-from sark_mw.plugin_loading import folder_files, load_plugins, make_policies, rule_files
+from sark_mw.plugin_loading import folder_files, load_plugins, make_policies, rule_files, rule_name
 from sark_mw.policy.builtin import is_builtin
 from sark_mw.policy.files import PluginFile
 from sark_mw.policy.manager import PolicyPluginManager
@@ -70,10 +70,10 @@ async def _listed(manager: PolicyPluginManager, settings: PolicySettings) -> tup
                 except Exception as error:  # noqa: BLE001  # the plugin boundary: `on_load` may raise anything
                     complaints.append(str(error) or type(error).__name__)
                     failed.append(_failed(manager, file, said, complaints[-1]))
-        found = described_plugins(manager)
+        found = described_plugins(manager, {})
     except ConfigurationError as unmet:
         complaints.append(str(unmet))
-        found = described_plugins(manager)
+        found = described_plugins(manager, {})
     finally:
         for each in manager.list_plugins():
             await manager.unregister_plugin(each["name"])
@@ -90,7 +90,7 @@ def _parts(
         said = plugin.name or plugin.installed or str(plugin.path)
         yield alone.model_copy(update={"plugins": (plugin,)}), file, said
     for at, rule in enumerate(settings.rules, 1):
-        named = rule if rule.name else rule.model_copy(update={"name": f"rule-{at}"})
+        named = rule if rule.name else rule.model_copy(update={"name": rule_name(rule, at)})
         yield alone.model_copy(update={"rules": (named,)}), None, named.name or ""
     for file in folder_files(manager, settings):
         yield None, file, str(file.path)
@@ -105,6 +105,7 @@ def _failed(manager: PolicyPluginManager, file: PluginFile | None, said: str, co
         source=said,
         tier="in process" if file is None else "isolated",
         enabled=False,
+        switched="",
         priority=0,
         on_error="deny",
         timeout_s=None,

@@ -17,6 +17,7 @@ from sark_mw.enforcement.leases import LeasePool
 from sark_mw.enforcement.recovery import Recovery
 from sark_mw.enforcement.refusals import RecentRefusals
 from sark_mw.enforcement.rehold import Rehold
+from sark_mw.enforcement.shared_policies import SharedPolicies
 from sark_mw.enforcement.tables import LimitTables, ServerClock
 from sark_mw.enforcement.webhooks import Webhooks
 from sark_mw.errors import SarkError
@@ -41,6 +42,7 @@ class UpkeepOptions:
     grants_s: float = 10.0
     webhooks_s: float = 1.0
     refusals_s: float = 1.0
+    policies_s: float = 1.0
 
 
 class Upkeep:
@@ -62,6 +64,7 @@ class Upkeep:
         grants: Grants,
         webhooks: Webhooks | None = None,
         refusals: RecentRefusals | None = None,
+        shared_policies: SharedPolicies | None = None,
         instrumentation: Instrumentation,
         options: UpkeepOptions,
     ) -> None:
@@ -78,6 +81,7 @@ class Upkeep:
         self._grants = grants
         self._webhooks = webhooks
         self._refusals = refusals
+        self._shared_policies = shared_policies
         self._instrumentation = instrumentation
         self._options = options
         self._tasks: list[asyncio.Task[None]] = []
@@ -98,6 +102,8 @@ class Upkeep:
             rounds = (*rounds, (self._webhooks.round, self._options.webhooks_s))
         if self._refusals is not None:
             rounds = (*rounds, (self._refusals.write, self._options.refusals_s))
+        if self._shared_policies is not None:
+            rounds = (*rounds, (self._shared_policies.refresh, self._options.policies_s))
         self._tasks = [asyncio.ensure_future(self._repeat(one, every)) for one, every in rounds]
 
     async def aclose(self) -> None:

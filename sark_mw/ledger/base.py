@@ -247,6 +247,9 @@ class Ledger(Protocol):
     async def events(self, query: EventFilter, most: int = 100) -> list[RecordedEvent]:
         """List what happened to limits, the newest first."""
 
+    async def policy_events(self, from_seq: int, most: int = 1000) -> list[RecordedEvent]:
+        """List what administrators decided of policies from `from_seq` on, that one included, the oldest first."""
+
     async def adjustments(self, root: str | None = None, counters: Sequence[str] = ()) -> list[Adjustment]:
         """Sum up top-ups and find the newest overrides: of a root (None: all), of these counters and bases if any are given."""
 

@@ -32,10 +32,15 @@ class EventKind(StrEnum):
     REPAIR = "repair"
     APPROVAL = "approval"
     PLUGIN = "plugin"
+    RULE = "rule"
 
 
 #: What travels through the outbox beside the entries: no sequence number, no fence, no counter moved.
 EVENT_KINDS = frozenset({EventKind.THRESHOLD, EventKind.ROLLOVER})
+
+
+#: What administrators decide of policies: read on by every process. Spelt out in the index of migration 0008 too.
+POLICY_KINDS = (EventKind.PLUGIN, EventKind.RULE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

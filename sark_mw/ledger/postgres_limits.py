@@ -18,7 +18,7 @@ from sark_mw.ledger.event_rows import (
     event_row,
     recorded_of,
 )
-from sark_mw.ledger.events import CLAIMED_FOR_MS, Adjustment, EventFilter, LimitEvent, RecordedEvent
+from sark_mw.ledger.events import CLAIMED_FOR_MS, POLICY_KINDS, Adjustment, EventFilter, LimitEvent, RecordedEvent
 from sark_mw.ledger.rows import LIMIT_COLUMNS, limit_of, limit_row
 from sark_mw.limit import Limit
 
@@ -42,6 +42,9 @@ _RECORD = f"""
     on conflict (event_id) do nothing returning event_id
 """  # noqa: S608
 _EVENTS = f"select {', '.join(RECORDED_COLUMNS)} from limit_events"  # noqa: S608
+# The kinds stand in the text, so that the index of just these is used.
+_DECIDED = ", ".join(f"'{kind}'" for kind in POLICY_KINDS)
+_POLICY_EVENTS = f"{_EVENTS} where kind in ({_DECIDED}) and seq >= $1::bigint order by seq limit $2::bigint"
 _ADJUSTMENTS = """
     select kind, counter, count(*), (array_agg(amount order by seq desc))[1], (array_agg(until_ms order by seq desc))[1],
         coalesce(sum(amount), 0)
@@ -106,6 +109,12 @@ class PostgresLimits(ABC):
         sql = f"{_EVENTS}{where} order by seq desc limit ${len(named) + 1}::bigint"
         async with self._connection() as connection:
             rows = await connection.fetch(sql, *(value for _, value in conditions), max(most, 0))
+        return [recorded_of(row) for row in rows]
+
+    async def policy_events(self, from_seq: int, most: int = 1000) -> list[RecordedEvent]:
+        """List what administrators decided of policies from `from_seq` on, that one included, the oldest first."""
+        async with self._connection() as connection:
+            rows = await connection.fetch(_POLICY_EVENTS, from_seq, max(most, 0))
         return [recorded_of(row) for row in rows]
 
     async def adjustments(self, root: str | None = None, counters: Sequence[str] = ()) -> list[Adjustment]:

@@ -19,7 +19,7 @@ from sark_mw.ledger.event_rows import (
     event_row,
     recorded_of,
 )
-from sark_mw.ledger.events import CLAIMED_FOR_MS, Adjustment, EventFilter, LimitEvent, RecordedEvent
+from sark_mw.ledger.events import CLAIMED_FOR_MS, POLICY_KINDS, Adjustment, EventFilter, LimitEvent, RecordedEvent
 from sark_mw.ledger.rows import LIMIT_COLUMNS, limit_of, limit_row
 from sark_mw.ledger.sqlite_connection import transaction
 from sark_mw.limit import Limit
@@ -38,6 +38,9 @@ _RECORD = (
     "on conflict (event_id) do nothing"
 )
 _EVENTS = f"select {', '.join(RECORDED_COLUMNS)} from limit_events"  # noqa: S608
+# The kinds stand in the text, so that the index of just these is used.
+_DECIDED = ", ".join(f"'{kind}'" for kind in POLICY_KINDS)
+_POLICY_EVENTS = f"{_EVENTS} where kind in ({_DECIDED}) and seq >= ? order by seq limit ?"
 # sum() stops at int64, so the halves are summed apart; beside a max(), plain columns are of its row.
 _ADJUSTMENTS = """
     select kind, counter, count(*), amount, until_ms, max(seq),
@@ -94,6 +97,11 @@ class SqliteLimits(ABC):
         values = [json.dumps(value) if isinstance(value, list) else value for _, value in conditions]
         sql = f"{_EVENTS}{where} order by seq desc limit ?"
         rows = await self._work(lambda connection: connection.execute(sql, (*values, max(most, 0))).fetchall())
+        return [recorded_of(row) for row in rows]
+
+    async def policy_events(self, from_seq: int, most: int = 1000) -> list[RecordedEvent]:
+        """List what administrators decided of policies from `from_seq` on, that one included, the oldest first."""
+        rows = await self._work(lambda connection: connection.execute(_POLICY_EVENTS, (from_seq, max(most, 0))).fetchall())
         return [recorded_of(row) for row in rows]
 
     async def adjustments(self, root: str | None = None, counters: Sequence[str] = ()) -> list[Adjustment]:

@@ -24,6 +24,8 @@ class Entry:
     plugin: PolicyPlugin
     priority: int
     enabled: bool
+    #: As it was registered, whatever an administrator switched since.
+    by_default: bool
     concurrent: bool
     isolated: bool
     lens: Lens | None
@@ -84,6 +86,7 @@ def entry_of(plugin: PolicyPlugin, enabled: bool, file: PluginFile | None = None
         plugin=plugin,
         priority=priority,
         enabled=enabled,
+        by_default=enabled,
         concurrent=plugin.concurrent is True,
         isolated=isolated,
         lens=lens,

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from sark_mw.errors import ConfigurationError
 from sark_mw.policy.asking import Round, ask
 from sark_mw.policy.base import (
-    PluginLifeObserver,
     PolicyContext,
     PolicyDecision,
     PolicyObserver,
@@ -26,7 +24,9 @@ from sark_mw.policy.entries import Chain, Entry, chain_of, described, entry_of
 from sark_mw.policy.files import PluginFile
 from sark_mw.policy.loading import forget_module
 from sark_mw.policy.packages import Lock, Packages
-from sark_mw.policy.reloading import DRAIN_S, NameTakenError, drained
+from sark_mw.policy.reloading import NameTakenError
+from sark_mw.policy.renewing import renewed, retire
+from sark_mw.policy.told import Told
 from sark_mw.policy.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ class PolicyPluginManager:
         self._entries: dict[str, Entry] = {}
         self.packages = Packages(lock, self._entries)
         self._chain = Chain()
-        self._observers: tuple[PolicyObserver, ...] = () if observer is None else (observer,)
+        self._switches: dict[str, bool] = {}
+        self._told = Told(observer)
         self._services = services or PolicyServices()
         self._lock = threading.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
@@ -79,7 +80,7 @@ class PolicyPluginManager:
 
     def observe(self, observer: PolicyObserver) -> None:
         """Tell `observer` of every decision from now on."""
-        self._observers = (*self._observers, observer)
+        self._told.observers = (*self._told.observers, observer)
 
     def bind(self, services: PolicyServices) -> None:
         """Lend `services` to every plugin, those that are registered later included."""
@@ -103,9 +104,9 @@ class PolicyPluginManager:
         if entry is None or not entry.loaded:
             return
         self._drop(entry)
-        await self._retire(entry)
+        await retire(entry)
         if entry.file is not None:
-            self._tell_life("plugin_loaded", name, "unloaded")
+            self._told.life("plugin_loaded", name, "unloaded")
 
     async def load_from_file(
         self,
@@ -151,7 +152,7 @@ class PolicyPluginManager:
         except BaseException:
             forget_module(type(plugin))
             raise
-        self._tell_life("plugin_loaded", entry.name, "loaded")
+        self._told.life("plugin_loaded", entry.name, "loaded")
         return plugin
 
     async def reload_plugin(self, name: str, file: PluginFile | None = None) -> None:
@@ -166,7 +167,7 @@ class PolicyPluginManager:
         if old.file is None:
             raise ConfigurationError(f"plugin {name!r} was not loaded from a file")
         try:
-            new = await self._renewed(old, old.file if file is None else replace(file, packages=self.packages))
+            new = await renewed(old, old.file if file is None else replace(file, packages=self.packages), self._services)
         except (Exception, SystemExit) as error:  # the plugin boundary: the new version's own code
             self.load_failed(name, error)
             if isinstance(error, ConfigurationError):
@@ -175,33 +176,41 @@ class PolicyPluginManager:
         with self._lock:
             current = self._entries.get(name) is old
             if current:
-                new.enabled, new.loaded = old.enabled, True
+                new.enabled, new.by_default, new.loaded = old.enabled, old.by_default, True
                 self._entries[name] = new
         if not current:
-            await self._retire(new)
+            await retire(new)
             raise ConfigurationError(f"plugin {name!r} was replaced or removed while its new version was loaded")
         self._order()
-        retiring = asyncio.ensure_future(self._retire(old))
-        self._retiring.add(retiring)
-        retiring.add_done_callback(self._retiring.discard)
+        self._retire_later(old)
         logger.info("policy plugin %r was loaded anew: version %s", name, new.version)
-        self._tell_life("plugin_loaded", name, "reloaded")
+        self._told.life("plugin_loaded", name, "reloaded")
 
-    async def _renewed(self, old: Entry, file: PluginFile) -> Entry:
-        source = file.read()
-        plugin = await source.build()
-        try:
-            new = entry_of(plugin, old.enabled, file, source.digest)
-            if new.name != old.name:
-                raise ConfigurationError(f"{file.path} is plugin {new.name!r} now, and not {old.name!r} any more")
-            plugin.bind(self._services)
-            await plugin.on_load()
-        except BaseException:
-            with suppress(Exception):
-                await plugin.on_unload()
-            forget_module(type(plugin))
-            raise
-        return new
+    async def put_plugin(self, plugin: PolicyPlugin, enabled: bool = True) -> None:
+        """Register a plugin, in one step in the place of one of its name that came as an object too.
+
+        Every round of decisions asks the old one or the new one; a new one that does not load leaves the old one in place. Raises
+        what `register_plugin` raises, and `ValueError` where the name is that of a plugin from a file.
+        """
+        old = self._entries.get(plugin.name)
+        if old is None:
+            await self.register_plugin(plugin, enabled)
+            return
+        if old.file is not None or not old.loaded:
+            raise NameTakenError(plugin.name)
+        new = entry_of(plugin, enabled)
+        plugin.bind(self._services)
+        await plugin.on_load()
+        with self._lock:
+            current = self._entries.get(new.name) is old
+            if current:
+                new.enabled, new.loaded = self._switches.get(new.name, enabled), True
+                self._entries[new.name] = new
+        if not current:
+            await retire(new)
+            raise NameTakenError(new.name)
+        self._order()
+        self._retire_later(old)
 
     async def retired(self) -> None:
         """Wait until every version that was replaced is unloaded."""
@@ -214,7 +223,7 @@ class PolicyPluginManager:
         entry = self._entries.get(name)
         if entry is not None:
             entry.last_error = f"{type(error).__name__}: {error}"
-        self._tell_life("plugin_loaded", name, "failed")
+        self._told.life("plugin_loaded", name, "failed")
 
     def loaded_files(self) -> Mapping[str, tuple[PluginFile, str]]:
         """Name the plugins that came from files, each with its file and the hash of what it was made of."""
@@ -230,6 +239,19 @@ class PolicyPluginManager:
     def disable_plugin(self, name: str) -> None:
         """Do not ask this plugin any more; an unknown one is not asked anyway."""
         self._switch(name, on=False)
+
+    def switch_plugins(self, switches: Mapping[str, bool]) -> None:
+        """Let plugins be asked or not by name, however they were registered; those that come later too.
+
+        What is not named any more is as it was registered; what is named as it was before is left as it is by now.
+        """
+        changed = {name for name in {*self._switches, *switches} if self._switches.get(name) != switches.get(name)}
+        self._switches = dict(switches)
+        for name in changed:
+            entry = self._entries.get(name)
+            if entry is not None:
+                entry.enabled = switches.get(name, entry.by_default)
+        self._order()
 
     def get_plugin(self, name: str) -> PolicyPlugin | None:
         """Return the plugin of this name, or None."""
@@ -264,13 +286,13 @@ class PolicyPluginManager:
         """
         chain = self._chain
         if not chain.plain or chain_timeout is not None:
-            return await Round(chain, context, timeout, self.obligation_models, chain_timeout).run(self._tell)
+            return await Round(chain, context, timeout, self.obligation_models, chain_timeout).run(self._told.decided)
         decisions = []
         for entry in chain.entries:
             decision = await ask(entry, context, timeout, self.obligation_models)
             decisions.append(decision)
-            if self._observers:
-                self._tell(decision)
+            if self._told.observers:
+                self._told.decided(decision)
             if not decision.allowed:
                 break
         return decisions
@@ -278,7 +300,7 @@ class PolicyPluginManager:
     def watch_loop(self, after_s: float) -> None:
         """Name, from now on, each plugin that blocks the running event loop for longer than `after_s`."""
         self.stop_watching()
-        self._watchdog = Watchdog(after_s, lambda name, seconds: self._tell_life("plugin_blocked", name, seconds))
+        self._watchdog = Watchdog(after_s, lambda name, seconds: self._told.life("plugin_blocked", name, seconds))
         self._watchdog.start()
 
     def stop_watching(self) -> None:
@@ -286,22 +308,6 @@ class PolicyPluginManager:
         if self._watchdog is not None:
             self._watchdog.stop()
             self._watchdog = None
-
-    def _tell(self, decision: PolicyDecision) -> None:
-        assert decision.plugin_name is not None and decision.outcome is not None
-        for observer in self._observers:
-            try:
-                observer.plugin_evaluated(decision.plugin_name, decision.outcome, decision.duration_ms / 1000)
-            except Exception:
-                logger.exception("a policy observer failed")
-
-    def _tell_life(self, event: Literal["plugin_loaded", "plugin_blocked"], name: str, what: str | float) -> None:
-        for observer in self._observers:
-            try:
-                if isinstance(observer, PluginLifeObserver):
-                    getattr(observer, event)(name, what)
-            except Exception:
-                logger.exception("a policy observer failed")
 
     # --- keeping them ------------------------------------------------------------------------------------------------
 
@@ -311,6 +317,7 @@ class PolicyPluginManager:
                 raise NameTakenError(entry.name)
             # Taken from here on, so that two registrations at the same time cannot both load.
             self._entries[entry.name] = entry
+            entry.enabled = self._switches.get(entry.name, entry.by_default)
         try:
             entry.plugin.bind(self._services)
             await entry.plugin.on_load()
@@ -320,18 +327,10 @@ class PolicyPluginManager:
         entry.loaded = True
         self._order()
 
-    async def _retire(self, entry: Entry) -> None:
-        """Unload a plugin that is in no chain any more, once the rounds are over that began with it."""
-        try:
-            if entry.rounds:
-                await drained(entry, DRAIN_S)
-        finally:
-            try:
-                await entry.plugin.on_unload()
-            except Exception:
-                logger.exception("policy plugin %r failed to unload; it is gone all the same", entry.name)
-            finally:
-                forget_module(type(entry.plugin))
+    def _retire_later(self, entry: Entry) -> None:
+        retiring = asyncio.ensure_future(retire(entry))
+        self._retiring.add(retiring)
+        retiring.add_done_callback(self._retiring.discard)
 
     def _switch(self, name: str, *, on: bool) -> None:
         entry = self._entries.get(name)

@@ -9,21 +9,9 @@ from pathlib import Path
 from typing import Protocol
 
 from sark_mw.errors import ConfigurationError
-from sark_mw.policy.entries import Entry
 from sark_mw.policy.files import PluginFile
 
 logger = logging.getLogger(__name__)
-
-#: How long an old version may serve the calls that were under way when it was replaced.
-DRAIN_S = 60.0
-_POLL_S = 0.01
-
-
-async def drained(entry: Entry, seconds: float = DRAIN_S) -> None:
-    """Wait until no round asks this plugin any more, at most so long."""
-    ends = asyncio.get_running_loop().time() + seconds
-    while entry.rounds and asyncio.get_running_loop().time() < ends:  # noqa: ASYNC110  # rounds of several loops may hold it
-        await asyncio.sleep(_POLL_S)
 
 
 class NameTakenError(ValueError):

@@ -16,7 +16,7 @@ from sark_mw.policy.files import PluginFile
 from sark_mw.policy.packages import Lock, pin_of
 from sark_mw.sark import Sark
 from tests.admin.conftest import TOKEN, Admin, MakeAdmin, app
-from tests.enforcement.whole import settings_for
+from tests.enforcement.whole import settings_for, until
 from tests.policy.versions import write
 
 
@@ -109,3 +109,21 @@ async def test_an_unknown_plugin_is_not_found_and_nothing_is_recorded(make: Make
         assert (await admin.ask("POST", f"/plugins/nobody/{action}", status=404))["field"] == "name"
     await admin.ask("GET", "/plugins", status=401, token=None)
     assert (await admin.ask("GET", "/events", params={"kind": "plugin"}))["events"] == []
+
+
+async def test_what_is_switched_is_switched_in_every_process_and_after_a_restart(make: MakeAdmin, tmp_path: Path) -> None:
+    policy = {"plugins": [{"name": "allow_list", "options": {"models": ["gpt-4o"]}}]}
+    url = f"memory://{uuid4().hex}"
+    here, there = await make(url, policy=policy), await make(url, policy=policy)
+    off = await here.ask("POST", "/plugins/allow_list/disable", params={"reason": "incident"})
+    assert (off["plugin"]["enabled"], off["plugin"]["switched"]) == (False, "off")
+    await until(lambda: _asks(there, []))
+    later = await make(url, policy=policy)
+    assert await asked(later) == []
+    reset = await later.ask("POST", "/plugins/allow_list/reset")
+    assert (reset["plugin"]["enabled"], reset["plugin"]["switched"]) == (True, "")
+    await until(lambda: _asks(here, ["allow_list"]))
+
+
+async def _asks(admin: Admin, names: list[str]) -> bool:
+    return await asked(admin) == names

@@ -16,6 +16,7 @@ from sark_mw.ledger.base import CostFilter, Ledger
 from sark_mw.ledger.events import CLAIMED_FOR_MS, Adjustment, EventFilter, EventKind, LimitEvent
 from sark_mw.ledger.open import open_ledger
 from sark_mw.testing import RecordingLedger
+from tests.ledger.conftest import run_sql
 from tests.ledger.books import DAY_MS, NOON_MS, entry, limit_event
 
 INT64_MAX = 2**63 - 1
@@ -25,6 +26,7 @@ KINDS = ("threshold",)
 CLAIM_IN_A_PROCESS = """
 import asyncio, json, sys
 from sark_mw.ledger.open import open_ledger
+from tests.ledger.conftest import run_sql
 from tests.ledger.books import NOON_MS
 
 async def main():
@@ -254,3 +256,28 @@ async def test_the_recording_ledger_shows_events_in_the_order_in_which_they_firs
     assert await ledger.record_new([first, second]) == []
     assert ledger.limit_events == [second, first]
     await ledger.aclose()
+
+
+async def test_policy_events_are_read_on_from_any_of_them(ledger: Ledger, rows: Any) -> None:
+    kinds = [EventKind.RULE, EventKind.THRESHOLD, EventKind.PLUGIN, EventKind.SET, EventKind.RULE]
+    for number, kind in enumerate(kinds):
+        await ledger.record_new([limit_event(number, event_id=f"e{number}", kind=kind)])
+    found = await ledger.policy_events(0)
+    assert names(found) == ["e0", "e2", "e4"]
+    assert names(await ledger.policy_events(found[1].seq)) == ["e2", "e4"]
+    assert names(await ledger.policy_events(found[1].seq, 1)) == ["e2"]
+    assert await ledger.policy_events(found[2].seq + 1) == []
+
+
+async def test_policy_events_are_found_among_millions_by_their_index(ledger_url: str, ledger: Ledger) -> None:
+    where = "kind in ('plugin', 'rule') and seq >= 0 order by seq limit 1000"
+    explain = "explain query plan" if ledger_url.startswith("sqlite") else "explain"
+    if explain == "explain":
+        await run_sql(
+            ledger_url,
+            "insert into limit_events (event_id, kind, root, limit_id, scope, counter, unit, at_ms, actor, reason, detail) "
+            "select n::text, 'threshold', '', '', '', '', '', 0, '', '', '{}' from generate_series(1, 20000) n",
+        )
+        await run_sql(ledger_url, "analyze limit_events")
+    plan = await run_sql(ledger_url, f"{explain} select seq from limit_events where {where}")
+    assert "limit_events_policy_idx" in str(plan)

@@ -134,6 +134,7 @@ async def test_a_migration_that_fails_leaves_the_schema_as_it_was(postgres_serve
         "postgres/0005_shard_epochs",
         "postgres/0006_limit_events",
         "postgres/0007_limit_options",
+        "postgres/0008_policy_events",
     ]
     await ledger.aclose()
 

@@ -82,7 +82,7 @@ async def test_limits_of_a_database_from_before_there_were_options_are_read_as_t
         "insert into principal_budgets (limit_id, root, scope, unit, amount, limit_window, timezone, mode, since_ms) "
         "values ('team:ml/usd/day@Europe/Berlin', 'acme', 'team:ml', 'usd', 12.345678901, 'day', 'Europe/Berlin', 'enforce', 17)",
     )
-    assert len(await before.migrate()) == 2
+    assert len(await before.migrate()) == 3
     assert await before.load_limits() == [LIMIT]
     assert await before.record_events([limit_event(1)]) == 1
     await before.aclose()

@@ -105,9 +105,9 @@ async def test_a_database_that_gets_the_extension_later_moves_its_rows_and_gives
     if await timescale_of(database.connection) is not Timescale.COMMUNITY:
         pytest.skip("the server behind SARK_TEST_TIMESCALE_URL runs under the Apache licence")
     installed, newest = await ledger.schema_version()
-    assert (installed, newest) == (7, 11)
+    assert (installed, newest) == (8, 12)
     assert len(await ledger.migrate()) == 4
-    assert await ledger.schema_version() == (11, 11)
+    assert await ledger.schema_version() == (12, 12)
     assert await database.rows(DAILY) == before == await database.rows(BY_HAND)
     assert (
         len(await database.rows("select chunk_name from timescaledb_information.chunks where hypertable_name = 'cost_tracking'"))
@@ -195,15 +195,15 @@ async def test_under_the_apache_licence_there_is_a_hypertable_and_the_rest_is_sa
         pytest.skip("the server behind SARK_TEST_TIMESCALE_URL runs under the community licence")
     ledger = open_it(retention=timedelta(days=400))
     done = await ledger.migrate()
-    assert done[7] == "timescale/0001_hypertable"
-    assert [line.partition(" ")[0] for line in done[8:11]] == [
+    assert done[8] == "timescale/0001_hypertable"
+    assert [line.partition(" ")[0] for line in done[9:12]] == [
         "timescale/0002_columnstore",
         "timescale/0003_cost_daily",
         "timescale/0004_fill_cost_daily",
     ]
-    assert all("Apache licence" in line for line in done[8:11])
-    assert done[11].startswith("retention skipped")
-    assert await ledger.schema_version() == (8, 8)
+    assert all("Apache licence" in line for line in done[9:12])
+    assert done[12].startswith("retention skipped")
+    assert await ledger.schema_version() == (9, 9)
     now = await database.now_ms()
     assert await ledger.append([dated(now), dated(now - 9 * DAY_MS)]) == 2
     assert await database.rows(DAILY) == await database.rows(BY_HAND)

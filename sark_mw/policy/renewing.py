@@ -1,0 +1,58 @@
+"""A plugin's new version made, and an old one let go after the rounds that began with it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+
+from sark_mw.errors import ConfigurationError
+from sark_mw.policy.base import PolicyServices
+from sark_mw.policy.entries import Entry, entry_of
+from sark_mw.policy.files import PluginFile
+from sark_mw.policy.loading import forget_module
+
+logger = logging.getLogger(__name__)
+
+#: How long an old version may serve the calls that were under way when it was replaced.
+DRAIN_S = 60.0
+_POLL_S = 0.01
+
+
+async def renewed(old: Entry, file: PluginFile, services: PolicyServices) -> Entry:
+    """Load the file of a plugin anew; whatever it raises, nothing of the new version is left."""
+    source = file.read()
+    plugin = await source.build()
+    try:
+        new = entry_of(plugin, old.enabled, file, source.digest)
+        if new.name != old.name:
+            raise ConfigurationError(f"{file.path} is plugin {new.name!r} now, and not {old.name!r} any more")
+        plugin.bind(services)
+        await plugin.on_load()
+    except BaseException:
+        with suppress(Exception):
+            await plugin.on_unload()
+        forget_module(type(plugin))
+        raise
+    return new
+
+
+async def retire(entry: Entry) -> None:
+    """Unload a plugin that is in no chain any more, once the rounds are over that began with it."""
+    try:
+        if entry.rounds:
+            await drained(entry, DRAIN_S)
+    finally:
+        try:
+            await entry.plugin.on_unload()
+        except Exception:
+            logger.exception("policy plugin %r failed to unload; it is gone all the same", entry.name)
+        finally:
+            forget_module(type(entry.plugin))
+
+
+async def drained(entry: Entry, seconds: float = DRAIN_S) -> None:
+    """Wait until no round asks this plugin any more, at most so long."""
+    ends = asyncio.get_running_loop().time() + seconds
+    while entry.rounds and asyncio.get_running_loop().time() < ends:  # noqa: ASYNC110  # rounds of several loops may hold it
+        await asyncio.sleep(_POLL_S)
