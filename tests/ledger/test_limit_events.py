@@ -16,8 +16,8 @@ from sark_mw.ledger.base import CostFilter, Ledger
 from sark_mw.ledger.events import CLAIMED_FOR_MS, Adjustment, EventFilter, EventKind, LimitEvent
 from sark_mw.ledger.open import open_ledger
 from sark_mw.testing import RecordingLedger
-from tests.ledger.conftest import run_sql
 from tests.ledger.books import DAY_MS, NOON_MS, entry, limit_event
+from tests.ledger.conftest import run_sql
 
 INT64_MAX = 2**63 - 1
 ALL = EventFilter()
