@@ -67,7 +67,10 @@ class ApprovalPlugin(PolicyPlugin):
         refused = _refuses(approval, context, amount)
         if approval is None or refused:
             return await self._ask(context, amount, refused)
-        if not (await self._used.take(approval.token_id, context)).admitted:
+        used = await self._used.take(approval.token_id, context, epoch=approval.epoch)
+        if used.lost:  # with it, which approvals were used
+            return await self._ask(context, amount, "the approval is void, since the store has lost its data")
+        if not used.admitted:
             return await self._ask(context, amount, "the approval has been used")
         return PolicyDecision(True, "approved", {"approval_id": approval.approval_id})
 

@@ -14,13 +14,14 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from sark_mw.enforcement.tables import ServerClock
 from sark_mw.errors import ConfigurationError
 from sark_mw.ledger.events import EventKind, LimitEvent
 from sark_mw.limit import Unit
 from sark_mw.policy.approvals import Approval, ApprovalRequest
+from sark_mw.policy.base import LimitVersion
 from sark_mw.store.base import KeepsApprovals
 
 #: How long a request waits, and the longest that a token may be good for.
@@ -45,11 +46,17 @@ class Granted:
     token: str
 
 
+@runtime_checkable
+class _Keeper(KeepsApprovals, Protocol):
+    async def limits(self, root: str) -> LimitVersion:
+        """Tell the epoch of a root's data."""
+
+
 class StoreApprovals:
     """Implements `Approvals` over a store that keeps the requests which wait; `admin_token` is the settings' own."""
 
     def __init__(self, store: object, clock: ServerClock, admin_token: str) -> None:
-        self._store = store if isinstance(store, KeepsApprovals) else None
+        self._store = store if isinstance(store, _Keeper) else None
         self._clock = clock
         self._key = hmac.digest(admin_token.encode(), b"sark approvals 1", "sha256") if admin_token else b""
 
@@ -90,6 +97,7 @@ class StoreApprovals:
 
         Raises `NotWaitingError`: of several who answer the same request one does.
         """
+        epoch = (await self._keeper().limits(root)).epoch
         asked = await self.turn_down(root, approval_id)
         approval = Approval(
             token_id=secrets.token_hex(12),
@@ -99,6 +107,7 @@ class StoreApprovals:
             capability_id=asked.capability_id,
             amount_nanos=asked.amount_nanos if amount_nanos is None else amount_nanos,
             until_ms=self._clock.now_ms() + min(valid_s, MAX_VALID_S) * 1000,
+            epoch=epoch,
         )
         said = _encoded(json.dumps(asdict(approval), separators=(",", ":")).encode())
         return Granted(approval=approval, token=f"{said}.{self._signature(said)}")
@@ -125,7 +134,7 @@ class StoreApprovals:
     def _signature(self, said: str) -> str:
         return _encoded(hmac.digest(self._key, said.encode("utf-8", "replace"), "sha256")) if self._key else ""
 
-    def _keeper(self) -> KeepsApprovals:
+    def _keeper(self) -> _Keeper:
         if self._store is None or not self._key:
             raise ConfigurationError("approvals need the admin API's token (SARK_ADMIN__TOKEN) in the settings of every process")
         return self._store

@@ -24,7 +24,10 @@ class ApprovalRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Approval:
-    """What a token that is genuine and in force allows, once: `token_id` is what is used up."""
+    """What a token that is genuine and in force allows, once: `token_id` is what is used up.
+
+    `epoch` is that of the store's data when it was given: which tokens were used is known of these data alone.
+    """
 
     token_id: str
     approval_id: str
@@ -33,6 +36,7 @@ class Approval:
     capability_id: str
     amount_nanos: int
     until_ms: int
+    epoch: str
 
 
 class Approvals(Protocol):

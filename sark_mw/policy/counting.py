@@ -23,6 +23,10 @@ MAX_ATTEMPTS = 5
 MAX_PENDING = 100_000
 
 
+class OtherEpochError(PolicyEvaluationError):
+    """The store's data are not those that were meant: they were lost in between."""
+
+
 @runtime_checkable
 class GivesBack(Protocol):
     """A store that can take back what a reserve without a lease has counted."""
@@ -65,15 +69,27 @@ class Counting:
             outcomes.listen(self._heard)
 
     async def take(
-        self, store: SharedStore, context: PolicyContext, lines: tuple[Line, ...], needs: tuple[Need, ...]
+        self,
+        store: SharedStore,
+        context: PolicyContext,
+        lines: tuple[Line, ...],
+        needs: tuple[Need, ...],
+        epoch: str | None = None,
     ) -> ReserveReply:
-        """Count `needs` on `lines` if they fit; raises the store's errors, and `PolicyEvaluationError` in a storm of changes."""
+        """Count `needs` on `lines` if they fit, and if the store's data are still those of `epoch` where one is given.
+
+        Raises the store's errors, `OtherEpochError`, and `PolicyEvaluationError` in a storm of changes.
+        """
         asked, root = asked_by(context), root_of(context)
         reservation_id = new_reservation_id() if asked is None else f"{asked[1]}.{_digest(lines)}"
         table = self._tables.get(root)
+        if table is not None and epoch not in (None, table.epoch):
+            table = None
         for _ in range(MAX_ATTEMPTS):
             if table is None:
                 table = self._tables[root] = await store.limits(root)
+            if epoch not in (None, table.epoch):
+                raise OtherEpochError(f"{self.name}: the store has lost its data since")
             reserve = Reserve(
                 reservation_id=reservation_id,
                 root=root,

@@ -13,7 +13,7 @@ from sark_mw.errors import ConfigurationError, PolicyEvaluationError
 from sark_mw.limit import ROLLING_BUCKETS, clean_scope
 from sark_mw.policy.base import PolicyServices, SharedStore
 from sark_mw.policy.context import PolicyContext
-from sark_mw.policy.counting import MAX_PENDING, Counting, asked_by, root_of
+from sark_mw.policy.counting import MAX_PENDING, Counting, OtherEpochError, asked_by, root_of
 from sark_mw.policy.outcomes import Outcomes, RequestEnd
 from sark_mw.reservation import Line, Need, Outcome
 
@@ -26,13 +26,17 @@ _NAME_CHARACTERS = 120
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowCount:
-    """What a window answered; `retry_after_s` is above 0 only when it refused, `shared` tells whether all processes counted."""
+    """What a window answered; `retry_after_s` is above 0 only when it refused, `shared` tells whether all processes counted.
+
+    `lost`: nothing was counted, since the store has lost the data that were meant.
+    """
 
     admitted: bool
     limit: int
     remaining: int
     retry_after_s: float
     shared: bool
+    lost: bool = False
 
 
 class RollingWindow:
@@ -87,8 +91,10 @@ class RollingWindow:
         self._listen(None)
         await self._counting.aclose()
 
-    async def take(self, key: str, context: PolicyContext) -> WindowCount:
+    async def take(self, key: str, context: PolicyContext, *, epoch: str | None = None) -> WindowCount:
         """Count one request of `key`, if it fits; the same request, asked about again, is counted once.
+
+        With an `epoch` it is refused (`lost`) where the store's data are of another one: what was counted before is unknown then.
 
         Raises the store's errors, and `PolicyEvaluationError` for an answer of the store that decides nothing.
         """
@@ -97,7 +103,10 @@ class RollingWindow:
             return self._take_alone(f"{root}|{key}", context)
         line = self._line(key, root)
         need = Need(unit=line.unit, held=1, expected=1)
-        reply = await self._counting.take(self.store, context, (line,), (need,))
+        try:
+            reply = await self._counting.take(self.store, context, (line,), (need,), epoch)
+        except OtherEpochError:
+            return WindowCount(admitted=False, limit=self._amount, remaining=0, retry_after_s=0.0, shared=True, lost=True)
         # The id is this request's own, so one that is settled already is our own, repeated.
         admitted = reply.admitted or reply.outcome is Outcome.SETTLED
         if not admitted and reply.outcome is not Outcome.EXCEEDS_LIMIT:

@@ -145,6 +145,21 @@ async def test_another_admin_token_makes_all_of_them_void(make: MakeOffice) -> N
     assert "not genuine" in (await after.post(token=token)).json["error"]["message"]
 
 
+async def test_a_loss_of_the_store_makes_used_and_unused_tokens_void(make: MakeOffice) -> None:
+    office, other = await make(), await make()
+    used, unused = [await office.approved(await office.denied(user=f"user:{name}")) for name in ("a", "b")]
+    assert (await office.post(token=used, user="user:a")).status == 200
+    await office.gateway.sark.store._commands.client.flushall()
+    await other.gateway.sark.recovery.rebuild()
+    for each in (office, other):
+        for token, user in ((used, "user:a"), (unused, "user:b")):
+            answer = await each.post(token=token, user=user)
+            assert answer.status == 403 and "has lost its data" in answer.json["error"]["message"], answer.body
+    assert len(office.provider.calls) == 1
+    (waits,) = [each for each in await office.waiting() if each["principal"] == "user:a"]
+    assert (await office.post(token=await office.approved(waits["id"]), user="user:a")).status == 200
+
+
 async def test_a_token_and_a_waiting_request_have_an_end(office: Office) -> None:
     approval_id = await office.denied()
     token = await office.approved(approval_id, valid_s=1)
