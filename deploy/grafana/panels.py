@@ -171,6 +171,29 @@ _REQUESTS = Row(
             queries=quantiles("sark_plugin_seconds", "plugin"),
         ),
         Panel(
+            title="Plugin files",
+            description="Loaded, loaded anew, unloaded, or failed: then the version before goes on judging.",
+            width=6,
+            queries=(
+                query("sum by (plugin, outcome) (increase(sark_plugin_loads_total{}[$__range]))", "{{plugin}} {{outcome}}"),
+            ),
+        ),
+        Panel(
+            title="Event loop blocked by plugins",
+            description="How long a plugin in the gateway's process kept it from everything else, each time.",
+            unit="s",
+            width=6,
+            queries=quantiles("sark_plugin_blocked_seconds", "plugin"),
+        ),
+        Panel(
+            title="Layers of isolation missing",
+            description="Layers that isolated plugins run without, by policy.isolation best-effort; 0 is the good value.",
+            kind="stat",
+            width=6,
+            red_above=0.0,
+            queries=(query("max(sark_policy_isolation_missing_layers{})"),),
+        ),
+        Panel(
             title="Estimate time",
             description="Time to price a request in advance.",
             unit="s",

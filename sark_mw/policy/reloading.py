@@ -52,6 +52,10 @@ class FileWatch:
         self._from_folder: set[Path] = {file.place for file in in_folder()} if in_folder is not None else set()
         self._missing: set[Path] = set()
         self._taken: dict[Path, str] = {}
+        #: New files that do not load: which plugin each is to be nobody knows.
+        self._broken: set[Path] = set()
+        #: Gone files whose plugins stay because of these, which was said.
+        self._kept: set[Path] = set()
         self._seen = {file.path: file.stamp() for file, _ in plugins.loaded_files().values()}
 
     async def run(self) -> None:
@@ -103,6 +107,7 @@ class FileWatch:
         for place in gone & names.keys():
             # It goes, or comes back: either way no version of it is to be tried now.
             self._seen[names[place][1].path] = names[place][1].stamp()
+        self._broken &= {file.path for file in there}
         for file in there:
             name, old = names.get(file.place, ("", file))
             if name and old.path == file.path:
@@ -120,6 +125,7 @@ class FileWatch:
     async def _come(self, file: PluginFile, going: set[str]) -> None:
         """Load a file that is new; one that has the name of a plugin whose file is gone takes its place."""
         self._taken.pop(file.path, None)
+        self._broken.discard(file.path)
         try:
             await self._plugins.load_file(file)
         except NameTakenError as taken:
@@ -130,14 +136,27 @@ class FileWatch:
                 del self._taken[file.path]
         except Exception as error:  # noqa: BLE001  # the plugin boundary: `on_load` may raise anything
             self._plugins.load_failed(file.path.stem, error)
+            self._broken.add(file.path)
 
     async def _go(self, gone: set[Path]) -> None:
-        """Let go what two looks in a row did not find; what is looked at now may be in the middle of being replaced."""
+        """Let go what two looks in a row did not find; what is looked at now may be in the middle of being replaced.
+
+        Nothing goes while a new file does not load: that may be what is to take its place.
+        """
         names = {file.place: name for name, (file, _) in self._plugins.loaded_files().items()}
         for place in gone:
             if place in names and place not in self._missing:
                 logger.warning("policy plugin %r goes with the next look, unless its file %s comes back", names[place], place)
                 continue
+            if place in names and self._broken:
+                if place not in self._kept:
+                    broken = ", ".join(map(str, sorted(self._broken)))
+                    logger.warning(
+                        "policy plugin %r stays without its file %s while %s cannot be loaded", names[place], place, broken
+                    )
+                    self._kept.add(place)
+                continue
+            self._kept.discard(place)
             self._from_folder.discard(place)
             self._seen = {path: stamp for path, stamp in self._seen.items() if path != place and place not in path.parents}
             if place in names:

@@ -116,6 +116,24 @@ async def test_a_file_of_another_name_takes_the_place_of_one_that_is_gone(tmp_pa
     assert ("versioned", "unloaded") not in folder.listener.life
 
 
+async def test_a_file_whose_successor_does_not_load_leaves_its_plugin_until_that_is_mended_or_gone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = await Folder(tmp_path).watched(package=False)
+    (tmp_path / "policy.py").unlink()
+    (tmp_path / "other.py").write_text(BROKEN)
+    assert await folder.looks(5) == ["1 none"]
+    assert caplog.text.count("stays without its file") == 1
+    write(tmp_path, "2", file="other.py")
+    assert await folder.looks() == ["2 none"]
+    assert ("versioned", "unloaded") not in folder.listener.life
+    (tmp_path / "other.py").unlink()
+    (tmp_path / "third.py").write_text(BROKEN)
+    assert await folder.looks(5) == ["2 none"]
+    (tmp_path / "third.py").unlink()
+    assert await folder.looks() == []
+
+
 async def test_a_folder_that_cannot_be_read_takes_nothing_away(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     folder = await Folder(tmp_path / "folder").watched(package=True)
