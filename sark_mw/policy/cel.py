@@ -118,11 +118,11 @@ class CelPlugin(PolicyPlugin):
             return denial(error)
         activation = self._environment.Activation(values)
         # From here to the end nothing suspends.
-        self._current.figures = figures
+        self._current.take(figures)
         try:
             return self._judge(activation)
         finally:
-            self._current.figures = ()
+            self._current.take(())
 
     def _judge(self, activation: Any) -> PolicyDecision:
         obligations: list[Obligation] = []

@@ -54,13 +54,23 @@ FROM_LIMITS = frozenset({"spend", "remaining", "budget"})
 class CurrentFigures(threading.local):
     """The limits of the request that this thread evaluates right now; evaluations never suspend."""
 
-    figures: Sequence[LimitFigures] = ()
+    def __init__(self) -> None:
+        self.take(())
+
+    def take(self, figures: Sequence[LimitFigures]) -> None:
+        """Let these be the limits of the request."""
+        self._figures = figures
+        self._found: dict[str, dict[str, float]] = {}
 
     def budget(self, name: str) -> dict[str, float]:
         """Give the usd limit with the highest share whose scope is `name` or of that kind; no such limit is an error."""
-        found = tightest(each for each in self.figures if name in (each.scope, each.scope.partition(":")[0]))
+        found = self._found.get(name)
         if found is None:
-            raise PolicyEvaluationError(f"no budget of {name[:100]!r} applies to this request")
+            found = tightest(each for each in self._figures if name in (each.scope, each.scope.partition(":")[0]))
+            if found is None:
+                raise PolicyEvaluationError(f"no budget of {name[:100]!r} applies to this request")
+            # A loop may ask for it thousands of times.
+            self._found[name] = found
         return found
 
 
@@ -162,6 +172,9 @@ class _Budget:
         self._text -= len(value)
         if self._text < 0:
             raise UnsendableRequestError(f"what the rules read of this request is longer than {MAX_TEXT} characters")
+        # The engine's texts end there: what comes after it would be hidden from the rules.
+        if "\0" in value:
+            raise UnsendableRequestError("rules read no text with a NUL in it")
         # Lone surrogates have no UTF-8.
         return value if value.isascii() else value.encode(errors="replace").decode()
 
@@ -184,7 +197,10 @@ class _Budget:
             if len(value) > MAX_ELEMENTS:
                 raise UnsendableRequestError(f"rules read lists of at most {MAX_ELEMENTS} elements")
             if isinstance(value, Mapping):
-                return {self.text(key): self.copy(each, depth + 1) for key, each in value.items()}
+                copied = {self.text(key): self.copy(each, depth + 1) for key, each in value.items()}
+                if len(copied) < len(value):
+                    raise UnsendableRequestError("rules read no names that only differ in what is no text")
+                return copied
             return [self.copy(each, depth + 1) for each in value]
         if isinstance(value, datetime):
             return value
