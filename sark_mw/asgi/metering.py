@@ -174,9 +174,13 @@ class MeteredRequest:
 
     async def _refuse(self, refusal: Refusal) -> None:
         call = self._call
-        response = self._route.wire.refuse(refusal, stream=call is not None and call.stream, call=call)
-        outcome = outcome_of(refusal)
-        self._tell(outcome, response.status, reason=reason_of(refusal), limit_id=refusal.limit or "")
+        status = None
+        try:
+            response = self._route.wire.refuse(refusal, stream=call is not None and call.stream, call=call)
+            status = response.status
+        finally:
+            # Whatever goes wrong, whoever counts requests hears of its end.
+            self._tell(outcome_of(refusal), status, reason=reason_of(refusal), limit_id=refusal.limit or "")
         timed_out = refusal.reason == BodyFault.TIMED_OUT
         close = timed_out or (self._unread and not await discard_body(self._receive))
         await send_response(self._scope, self._send, response, close=close)

@@ -134,12 +134,18 @@ def refuse_policy(decision: PolicyDecision, request_id: str) -> Refusal:
             reason=decision.reason,
             retry_after_s=1.0,
         )
-    retry_after = decision.metadata.get("retry_after")
     return Refusal(
         kind=RefusalKind.POLICY,
         message=f"Denied by policy {decision.plugin_name}: {decision.reason}",
         request_id=request_id,
         plugin=decision.plugin_name,
         reason=decision.reason,
-        retry_after_s=float(retry_after) if isinstance(retry_after, (int, float)) else None,
+        retry_after_s=_seconds(decision.metadata.get("retry_after")),
     )
+
+
+def _seconds(retry_after: object) -> float | None:
+    """Take what a plugin says of waiting where it is a time: it may say infinity, or no number."""
+    if isinstance(retry_after, bool) or not isinstance(retry_after, (int, float)) or not retry_after >= 0:
+        return None
+    return float(min(retry_after, _NEVER_S))

@@ -30,7 +30,8 @@ async def ask(
     try:
         own_seconds = plugin.timeout
         if own_seconds is not None:
-            seconds = own_seconds
+            # What is not trusted may ask for less time than the settings give, never for more.
+            seconds = min(own_seconds, seconds) if entry.isolated and entry.file is not None else own_seconds
         if ends is not None and ends - started < seconds:
             seconds = ends - started
             if seconds <= 0:
@@ -41,9 +42,9 @@ async def ask(
         return judgement(await finish_within(plugin.evaluate(shown), seconds), entry, started, models)
     except DeadlineExceededError as late:
         return timed_out(entry, late, seconds, started)
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:  # noqa: BLE001  # the plugin boundary: the gateway lives on
+    except BaseException as error:  # noqa: BLE001  # the plugin boundary: the gateway lives on
         return failed(entry, error, started)
 
 

@@ -21,17 +21,26 @@ _MAX_TOKENS = 2**31
 
 
 def judgement(answer: object, entry: Entry, started: float, models: AbstractSet[str]) -> PolicyDecision:
-    """Make the decision of an answer; raises `PolicyEvaluationError` for one that is none, or obliges to what may not be."""
+    """Make the decision of an answer; raises `PolicyEvaluationError` for one that is none, or obliges to what may not be.
+
+    What does not allow denies, however odd the rest of it is.
+    """
     if not isinstance(answer, PolicyDecision):
         raise PolicyEvaluationError(
             f"evaluate() must return a PolicyDecision, not {type(answer).__name__}", plugin_name=entry.name
         )
     allowed = answer.allowed is True
     given = answer.obligations
+    try:
+        reason, metadata = str(answer.reason), dict(answer.metadata or {})
+    except Exception:
+        if allowed:
+            raise
+        reason, metadata = "no reason that can be read", {}
     return PolicyDecision(
         allowed,
-        str(answer.reason),
-        dict(answer.metadata or {}),
+        reason,
+        metadata,
         entry.name,
         PolicyOutcome.ALLOWED if allowed else PolicyOutcome.DENIED,
         (perf_counter() - started) * 1000,
