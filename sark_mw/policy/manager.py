@@ -24,7 +24,7 @@ from sark_mw.policy.entries import Chain, Entry, chain_of, described, entry_of
 from sark_mw.policy.files import PluginFile
 from sark_mw.policy.loading import forget_module
 from sark_mw.policy.packages import Lock, Packages
-from sark_mw.policy.reloading import NameTakenError
+from sark_mw.policy.reloading import NameTakenError, OvertakenError
 from sark_mw.policy.renewing import renewed, retire
 from sark_mw.policy.told import Told
 from sark_mw.policy.watchdog import Watchdog
@@ -180,7 +180,7 @@ class PolicyPluginManager:
                 self._entries[name] = new
         if not current:
             await retire(new)
-            raise ConfigurationError(f"plugin {name!r} was replaced or removed while its new version was loaded")
+            raise OvertakenError(f"plugin {name!r} was replaced or removed while its new version was loaded")
         self._order()
         self._retire_later(old)
         logger.info("policy plugin %r was loaded anew: version %s", name, new.version)

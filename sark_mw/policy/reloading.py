@@ -22,6 +22,10 @@ class NameTakenError(ValueError):
         self.name = name
 
 
+class OvertakenError(ConfigurationError):
+    """The plugin was replaced or removed while its new version was loaded."""
+
+
 class Reloadable(Protocol):
     """What the watch does with what it finds: a `PolicyPluginManager`."""
 
@@ -78,6 +82,12 @@ class FileWatch:
     async def _reload(self, name: str, file: PluginFile | None = None) -> bool:
         try:
             await self._plugins.reload_plugin(name, file)
+        except OvertakenError:
+            # Perhaps by an older version: the next look compares again.
+            current = self._plugins.loaded_files().get(name)
+            if current is not None:
+                self._seen.pop(current[0].path, None)
+            return False
         except (ConfigurationError, ValueError):
             return False  # told of already; the old version stays, until the file changes again
         return True
