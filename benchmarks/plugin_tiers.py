@@ -26,7 +26,7 @@ _PATIENCE_S = 3.0
 
 
 class _Limits:
-    async def read(self, root: str, scopes: Sequence[str]) -> Sequence[LimitFigures]:
+    async def read(self, root: str, scopes: Sequence[str], request_id: str = "") -> Sequence[LimitFigures]:
         return [LimitFigures(scope="team:ml", unit="usd", window="day", amount=10**11, spent=85 * 10**9, held=0)]
 
 

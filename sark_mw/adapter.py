@@ -262,8 +262,8 @@ class SARKGateway:
                 limit_figures=sark.limit_figures,
             )
             enforcer.live = sark.enforcer.live  # so that leases are renewed, and held again after a loss
-        budgets = _NamedBudgets(StoreBudgets(sark.store, sark.tables, sark.settings.principal.root))
-        policies.bind(PolicyServices(store=sark.store, budgets=budgets, limits=sark.limit_figures))
+        budgets = _NamedBudgets(StoreBudgets(sark.store, sark.tables, sark.recovery.ensure, sark.settings.principal.root))
+        policies.bind(PolicyServices(store=sark.lent_store, budgets=budgets, limits=sark.limit_figures))
         self._door = (sark, policies, enforcer)
         return enforcer
 

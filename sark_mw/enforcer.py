@@ -12,6 +12,7 @@ from typing import Literal
 from sark_mw.enforcement.admission import Admission, tell_held
 from sark_mw.enforcement.invocation import Idempotency, Invocation, entry_of, needs_of, under_every_name
 from sark_mw.enforcement.leases import LeasePool
+from sark_mw.enforcement.limit_figures import StoreLimits
 from sark_mw.enforcement.members import Memberships
 from sark_mw.enforcement.obligations import obey
 from sark_mw.enforcement.policies import PolicyGate
@@ -23,7 +24,6 @@ from sark_mw.errors import CostEstimationError, InvalidRequestError, MoneyError,
 from sark_mw.instrumentation.base import Instrumentation, Reserved
 from sark_mw.ledger.entries import CallerEntry
 from sark_mw.money import MAX_HOLD
-from sark_mw.policy.base import LimitReader
 from sark_mw.policy.manager import PolicyPluginManager
 from sark_mw.pricing.base import Estimate, estimate_with
 from sark_mw.reservation import Need, Outcome, Reserve, ReserveReply, Resolution, Settle, new_reservation_id
@@ -67,7 +67,7 @@ class Enforcer:
         leases: LeasePool,
         options: EnforcerOptions,
         refusals: RecentRefusals | None = None,
-        limit_figures: LimitReader | None = None,
+        limit_figures: StoreLimits | None = None,
     ) -> None:
         self._store = store
         self._tables = tables

@@ -22,6 +22,7 @@ from sark_mw.enforcement.budgets import StoreBudgets
 from sark_mw.enforcement.drift import Drift
 from sark_mw.enforcement.journal import Journal
 from sark_mw.enforcement.leases import LeasePool
+from sark_mw.enforcement.lent import LentStore
 from sark_mw.enforcement.limit_figures import StoreLimits
 from sark_mw.enforcement.limits import LimitRegistry, detail_of
 from sark_mw.enforcement.members import Memberships
@@ -241,12 +242,13 @@ class Sark:
             options=lease_options(settings.store),
         )
         self.refusals = RecentRefusals(store, self.clock)
-        self.limit_figures = StoreLimits(store, self.tables, self.clock)
+        self.limit_figures = StoreLimits(store, self.tables, self.clock, rebuild)
+        self.lent_store = LentStore(store, rebuild)
         self.approvals = StoreApprovals(store, self.clock, settings.admin.token.get_secret_value())
         self.policies.bind(
             PolicyServices(
-                store=store,
-                budgets=StoreBudgets(store, self.tables),
+                store=self.lent_store,
+                budgets=StoreBudgets(store, self.tables, rebuild),
                 outcomes=self.outcomes,
                 approvals=self.approvals if self.approvals.usable else None,
                 limits=self.limit_figures,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
+from sark_mw.enforcement.lent import Rebuild, once_rebuilt
 from sark_mw.enforcement.tables import LimitTables
 from sark_mw.limit import DEFAULT_ROOT, Unit
 from sark_mw.money import from_nanos
@@ -26,13 +27,24 @@ class BudgetFigures:
 class StoreBudgets:
     """Read budgets from the store's counters: what is spent and what is held."""
 
-    def __init__(self, store: ReservationStore, tables: LimitTables, root: str = DEFAULT_ROOT) -> None:
+    def __init__(
+        self, store: ReservationStore, tables: LimitTables, rebuild: Rebuild | None = None, root: str = DEFAULT_ROOT
+    ) -> None:
         self._store = store
         self._tables = tables
+        self._rebuild = rebuild
         self._root = root
 
     async def get_budget_status(self, principal_id: str) -> BudgetFigures | None:
         """Return the figures, or None for a principal without a daily or monthly budget."""
+        return await once_rebuilt(self._again if self._rebuild else None, lambda: self._read(principal_id))
+
+    async def _again(self) -> None:
+        assert self._rebuild is not None
+        self._tables.forget(self._root)
+        await self._rebuild()
+
+    async def _read(self, principal_id: str) -> BudgetFigures | None:
         layout = await self._tables.layout(self._root, (principal_id,))
         # The lines of parents are not the principal's own.
         budgets = [line for line in layout.lines if line.unit == Unit.USD and line.enforce and line.scope == principal_id]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import asdict, dataclass
 
-from sark_mw.enforcement.invocation import Invocation
+from sark_mw.enforcement.invocation import Invocation, under_every_name
+from sark_mw.enforcement.limit_figures import StoreLimits
 from sark_mw.enforcement.refuse import refuse_policy
 from sark_mw.errors import StoreError
 from sark_mw.instrumentation.base import Instrumentation, PolicyDecided
-from sark_mw.policy.base import LimitReader, Obligation, PolicyContext, PolicyDecision
+from sark_mw.policy.base import Obligation, PolicyContext, PolicyDecision
 from sark_mw.policy.manager import PolicyPluginManager
 from sark_mw.pricing.base import Estimate, InvocationRequest
 from sark_mw.wire.base import Refusal
@@ -34,7 +35,7 @@ class PolicyGate:
         policies: PolicyPluginManager,
         instrumentation: Instrumentation,
         *,
-        limits: LimitReader | None,
+        limits: StoreLimits | None,
         timeout_s: float,
         chain_timeout_s: float | None,
     ) -> None:
@@ -55,11 +56,21 @@ class PolicyGate:
         asked = (invocation.request_id, estimate.model)
         if invocation.allowed and asked in self._owed:
             return self._owed[asked]
+        if self._limits is None:
+            return await self._ask(asked, invocation, estimate)
+        self._limits.asked(invocation.request_id, invocation.asserted, invocation.extra_limits)
+        try:
+            return await self._ask(asked, invocation, estimate)
+        finally:
+            self._limits.answered(invocation.request_id)
+
+    async def _ask(self, asked: tuple[str, str | None], invocation: Invocation, estimate: Estimate) -> Refusal | tuple[Owed, ...]:
+        scopes = under_every_name(invocation, estimate).scopes
         environment = {
             **invocation.environment,
             "provider": estimate.provider,
             "model": estimate.model,
-            "scopes": invocation.scopes,
+            "scopes": scopes,
             "root": invocation.root,
             "estimated_nanos": estimate.ceiling_nanos,
             "expected_nanos": estimate.expected_nanos,
@@ -67,7 +78,7 @@ class PolicyGate:
             "attempt": invocation.attempt,
         }
         if self._policies.needs_limits and self._limits is not None:
-            environment.update(await self._where_limits_stand(self._limits, invocation))
+            environment.update(await self._where_limits_stand(self._limits, invocation, scopes))
         owed: list[Owed] = []
         for number, request in enumerate(invocation.calls or (invocation.request,)):
             decisions = await self._policies.evaluate_all(
@@ -85,9 +96,11 @@ class PolicyGate:
             self._owed.popitem(last=False)
         return found
 
-    async def _where_limits_stand(self, limits: LimitReader, invocation: Invocation) -> dict[str, object]:
+    async def _where_limits_stand(
+        self, limits: StoreLimits, invocation: Invocation, scopes: tuple[str, ...]
+    ) -> dict[str, object]:
         try:
-            figures = await limits.read(invocation.root, invocation.scopes)
+            figures = await limits.read(invocation.root, scopes, invocation.request_id)
         except StoreError:
             # Absent, and not empty: whoever needs them fails, and its `on_error` decides.
             return {}

@@ -163,10 +163,13 @@ class LimitFigures:
 
 
 class LimitReader(Protocol):
-    """Whatever can tell where the limits stand that scopes touch."""
+    """Whatever can tell where the limits stand that requests touch."""
 
-    async def read(self, root: str, scopes: Sequence[str]) -> Sequence[LimitFigures]:
-        """Return the figures, those of parents included; may be a second old."""
+    async def read(self, root: str, scopes: Sequence[str], request_id: str = "") -> Sequence[LimitFigures]:
+        """Return the figures of what these scopes touch, parents included; may be a second old.
+
+        With `environment["request_id"]` also of what that request asserts or brings along: its end user, its run's budget.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

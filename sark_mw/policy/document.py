@@ -34,7 +34,8 @@ async def figures_for(context: PolicyContext, reader: LimitReader | None) -> Seq
         raise PolicyEvaluationError("this gateway lends no figures of limits")
     environment = context.environment
     scopes = tuple(str(scope) for scope in environment.get("scopes") or ()) or (context.principal_id,)
-    return await reader.read(str(environment.get("root") or "default"), scopes)
+    root, request_id = environment.get("root") or "default", environment.get("request_id") or ""
+    return await reader.read(str(root), scopes, str(request_id))
 
 
 def document_of(context: PolicyContext, figures: Sequence[LimitFigures] = (), prompts: Collection[str] = ()) -> dict[str, Any]:

@@ -306,3 +306,80 @@ async def test_a_tag_that_a_policy_adds_belongs_to_what_the_members_say(make: Ma
     )
     await gateway.sark.policies.register_plugin(_Night())
     assert [(await gateway.post()).status for _ in range(2)] == [200, 429]
+
+
+@pytest.mark.parametrize("waits", [float("inf"), float("nan"), 10**400, -5, True, "soon", None])
+async def test_a_denial_says_what_it_likes_of_waiting_and_the_requests_end_is_told(books: MakeGateway, waits: Any) -> None:
+    class Impatient(PolicyPlugin):
+        name = "impatient"  # type: ignore[assignment]
+
+        async def evaluate(self, context: PolicyContext) -> PolicyDecision:
+            return PolicyDecision(False, "no", {"retry_after": waits})
+
+    gateway, _ = await with_plugin(books, Impatient())
+    answer = await gateway.post()
+    assert answer.status == 403 and answer.error is None
+    assert [each.outcome for each in gateway.seen.requests] == ["refused_policy"]
+
+
+@pytest.mark.parametrize(
+    ("scope", "headers", "body"),
+    [
+        ("end_user:bob", {"x-sark-end-user": "bob"}, CHAT),
+        ("tag:x", {"x-sark-tags": "x"}, CHAT),
+        ("model:gpt-4o", {}, {**CHAT, "model": "gpt-4o-2024-08-06"}),
+        ("run:user:a/r1", {"x-sark-run": "r1", "x-sark-run-budget": "0.02"}, CHAT),
+    ],
+)
+async def test_policies_see_every_limit_that_a_request_touches(
+    books: MakeGateway, scope: str, headers: dict[str, str], body: dict[str, Any]
+) -> None:
+    from sark_mw.policy.cel import CelPlugin
+
+    shown: list[set[str]] = []
+
+    class Looks(Obliging):
+        needs = frozenset({"environment.limits"})  # type: ignore[assignment]
+
+        async def evaluate(self, context: PolicyContext) -> PolicyDecision:
+            shown.append({each["scope"] for each in context.environment["limits"]})
+            return PolicyDecision(True, "fine")
+
+    limits: list[dict[str, Any]] = [{"scope": "user:a", "amount": 1, "unit": unit} for unit in ("usd", "concurrency")]
+    limits += [] if scope.startswith("run:") else [{"scope": scope, "amount": "0.02"}]
+    gateway, _ = await with_plugin(books, Looks(), limits=tuple(limits))
+    kind = scope.partition(":")[0]
+    rule = CelPlugin([{"when": f'budget("{kind}").amount == 0.02', "deny": "seen"}], "rule")
+    await gateway.sark.policies.register_plugin(rule)
+    answer = await gateway.post(body, headers=headers)
+    assert shown == [{"user:a", scope}]
+    assert answer.status == 403 and "seen" in answer.json["error"]["message"]
+    # Another request of the same caller, who says nothing of it.
+    if headers:
+        assert (await gateway.post(body)).status == 503  # the rule asks for a budget that is none of this request's
+        assert shown[-1] == {"user:a"}
+
+
+@pytest.mark.parametrize("plugin", ["rate_limit", "anomaly", "cost_aware", "cost_aware of scopes", "cel"])
+async def test_a_store_that_lost_its_data_is_rebuilt_before_policies_that_count_there_are_answered(
+    make: MakeGateway, plugin: str
+) -> None:
+    from sark_mw.policy.builtin import builtin_plugin_path
+    from sark_mw.policy.cel import CelPlugin
+
+    gateway = await make(FakeProvider())
+    policies = gateway.sark.policies
+    if plugin == "cel":
+        await policies.register_plugin(CelPlugin([{"when": 'budget("user").used > 0.9', "deny": "no"}], "rule"))
+    else:
+        name, _, scopes = plugin.partition(" of ")
+        options: dict[str, Any] = {"scopes": ["user"]} if scopes else {"on_error": "deny"} if name == "anomaly" else {}
+        await policies.load_from_file(builtin_plugin_path(name), **options)
+    assert (await gateway.post()).status == 200
+    for _ in range(2):
+        await gateway.quiet()
+        store = gateway.sark.store
+        for shard in range(store.shards):
+            await store.abandon(shard, (await store.position(shard)).epoch)
+        await asyncio.sleep(0.3)  # figures are kept for a quarter of a second
+        assert (await gateway.post()).status == 200

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -315,3 +316,55 @@ def test_a_manager_made_outside_a_loop_works_in_several_at_the_same_time() -> No
     for thread in threads:
         thread.join()
     assert results == [True] * 60
+
+
+@pytest.mark.parametrize("error", [BaseException("x"), GeneratorExit(), BaseExceptionGroup("x", [BaseException("y")])])
+@pytest.mark.parametrize("concurrent", [False, True])
+async def test_whatever_a_plugin_raises_there_is_a_decision(error: BaseException, concurrent: bool) -> None:
+    async def raises(context: PolicyContext) -> PolicyDecision:
+        raise error
+
+    class Beside(Sample):
+        concurrent = True  # type: ignore[assignment]
+
+    kind = Beside if concurrent else Sample
+    manager = await managed(kind("a", raises), kind("b", raises))
+    (decision,) = await manager.evaluate_all(a_context())
+    assert (decision.plugin_name, decision.allowed, decision.outcome) == ("a", False, "failed")
+
+
+class Unreadable:
+    def __str__(self) -> str:
+        raise RuntimeError("nobody may read this")
+
+
+@pytest.mark.parametrize(("reason", "metadata"), [("no", [1, 2]), (Unreadable(), {}), ("no", 5)])
+async def test_a_denial_is_one_however_odd_the_rest_of_it_is(reason: Any, metadata: Any) -> None:
+    for allowed in (False, 1, "yes", None):
+
+        async def judges(context: PolicyContext) -> PolicyDecision:
+            return PolicyDecision(allowed, reason, metadata)  # noqa: B023  # type: ignore[arg-type]
+
+        manager = PolicyPluginManager()
+        await manager.register_plugin(Sample("odd", judges, on_error="allow"))
+        (decision,) = await manager.evaluate_all(a_context())
+        assert (decision.allowed, decision.outcome, decision.metadata) == (False, "denied", {})
+
+
+async def test_a_plugin_that_is_not_trusted_gets_no_more_time_than_the_settings_give(tmp_path: Path) -> None:
+    path = tmp_path / "slow.py"
+    path.write_text(
+        "from sark_mw import PolicyDecision, PolicyPlugin\n"
+        "class Slow(PolicyPlugin):\n"
+        "    name = 'slow'\n"
+        "    timeout = 3600.0\n"
+        "    async def evaluate(self, context):\n"
+        "        while True: pass\n"
+    )
+    manager = PolicyPluginManager(isolation="best-effort")
+    await manager.load_from_file(path)
+    try:
+        (decision,) = await manager.evaluate_all(a_context(), timeout=0.2)
+        assert decision.outcome == "timed_out" and decision.metadata["timeout_seconds"] <= 0.2
+    finally:
+        await manager.unregister_plugin("slow")

@@ -40,7 +40,7 @@ class Limits:
         self.figures = figures
         self.asked: list[tuple[str, tuple[str, ...]]] = []
 
-    async def read(self, root: str, scopes: Sequence[str]) -> Sequence[LimitFigures]:
+    async def read(self, root: str, scopes: Sequence[str], request_id: str = "") -> Sequence[LimitFigures]:
         self.asked.append((root, tuple(scopes)))
         return self.figures
 
