@@ -14,7 +14,7 @@ Rebuild = Callable[[], Awaitable[object]]
 
 
 async def once_rebuilt(rebuild: Rebuild | None, ask: Callable[[], Awaitable[_T]]) -> _T:
-    """Ask the store, and once more after a rebuild where it has lost its data; raises what the rebuild raises. None: nobody can."""
+    """Ask the store, and once more after a rebuild where it has lost its data; raises what that raises. None: nobody can."""
     try:
         return await ask()
     except StoreDataLostError:
