@@ -7,7 +7,7 @@ import sys
 from sark_mw.errors import ConfigurationError, MoneyError, SarkError
 
 #: What the command line itself is made of; all of it comes with the extra.
-_SERVE_EXTRA = frozenset({"typer", "click", "uvicorn", "httpx", "starlette", "rich", "tomli_w"})
+_SERVE_EXTRA = frozenset({"typer", "click", "uvicorn", "httpx2", "starlette", "rich", "tomli_w"})
 
 
 def main() -> None:

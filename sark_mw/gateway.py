@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 
-import httpx
+import httpx2
 
 from sark_mw.asgi.exchange import REACHED_UPSTREAM
 from sark_mw.asgi.invocation import APPROVAL
@@ -32,8 +32,8 @@ _HOP_BY_HOP = frozenset(
 _OURS = b"x-sark-"
 #: Faults before the request was out whole: it cost nothing. After any other one the provider may have done its work.
 _UNREACHED = (
-    httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.WriteError, httpx.WriteTimeout, httpx.ProxyError,
-    httpx.UnsupportedProtocol, httpx.LocalProtocolError,
+    httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.WriteError, httpx2.WriteTimeout, httpx2.ProxyError,
+    httpx2.UnsupportedProtocol, httpx2.LocalProtocolError,
 )  # fmt: skip
 #: A probe that comes more often than this gets the last answer, so that nobody loads the store by asking.
 _READY_S = 1.0
@@ -43,7 +43,7 @@ class _ClientGoneError(Exception):
     """The client left while its body was being sent on."""
 
 
-def build_gateway(settings: AnySettings, *, sark: Sark | None = None, client: httpx.AsyncClient | None = None) -> App:
+def build_gateway(settings: AnySettings, *, sark: Sark | None = None, client: httpx2.AsyncClient | None = None) -> App:
     """Make the whole gateway as one ASGI app; its lifespan starts and drains everything.
 
     `sark` and `client` may be given; they are started and closed with the app all the same. Raises `ConfigurationError`.
@@ -124,7 +124,7 @@ class ReverseProxy:
     the request was out is marked in the scope (`sark.reached_upstream`): its cost is not known then, the expectation is booked.
     """
 
-    def __init__(self, serve: ServeSettings, principal: PrincipalSettings, *, client: httpx.AsyncClient | None = None) -> None:
+    def __init__(self, serve: ServeSettings, principal: PrincipalSettings, *, client: httpx2.AsyncClient | None = None) -> None:
         if not serve.upstreams:
             raise ConfigurationError("a gateway needs an upstream: serve.upstreams in the settings, or --upstream URL")
         self._targets = sorted((_Target(each) for each in serve.upstreams), key=lambda target: -len(target.prefix))
@@ -157,26 +157,26 @@ class ReverseProxy:
         await self.aclose()
         await send({"type": "lifespan.shutdown.complete"})
 
-    def request(self, method: str, address: bytes, target: _Target, headers: RawHeaders, content: object) -> httpx.Request:
+    def request(self, method: str, address: bytes, target: _Target, headers: RawHeaders, content: object) -> httpx2.Request:
         """Make the upstream's request: `address` is the request line's target, to the byte."""
         named = {value.strip().lower() for name, values in headers if name == b"connection" for value in values.split(b",")}
         withheld = self._withheld | named if named else self._withheld
         kept = [(b"host", target.host), *(pair for pair in headers if pair[0] not in withheld and not pair[0].startswith(_OURS))]
-        # `target` keeps httpx from respelling the path; it does not go with a forward proxy, so the environment names none.
-        return httpx.Request(method, target.origin, headers=kept, content=content, extensions={"target": address})  # type: ignore[arg-type]
+        # `target` keeps httpx2 from respelling the path; it does not go with a forward proxy, so the environment names none.
+        return httpx2.Request(method, target.origin, headers=kept, content=content, extensions={"target": address})  # type: ignore[arg-type]
 
-    async def send(self, request: httpx.Request) -> httpx.Response:
+    async def send(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request, following no redirect; the response is not read yet."""
         return await self._connections().send(request, stream=True, follow_redirects=False)
 
-    def _connections(self) -> httpx.AsyncClient:
+    def _connections(self) -> httpx2.AsyncClient:
         if self._client is None:
             serve = self._serve
             most = serve.max_upstream_connections
-            self._client = httpx.AsyncClient(
-                limits=httpx.Limits(max_connections=most, max_keepalive_connections=most),
-                timeout=httpx.Timeout(serve.read_timeout_s, connect=serve.connect_timeout_s, pool=serve.connect_timeout_s),
-                verify=httpx.create_ssl_context(),
+            self._client = httpx2.AsyncClient(
+                limits=httpx2.Limits(max_connections=most, max_keepalive_connections=most),
+                timeout=httpx2.Timeout(serve.read_timeout_s, connect=serve.connect_timeout_s, pool=serve.connect_timeout_s),
+                verify=httpx2.create_ssl_context(),
                 trust_env=False,
             )
         return self._client
@@ -192,8 +192,8 @@ class _Target:
 
     def __init__(self, upstream: UpstreamSettings) -> None:
         try:
-            self.origin = httpx.URL(upstream.url)
-        except httpx.InvalidURL as error:
+            self.origin = httpx2.URL(upstream.url)
+        except httpx2.InvalidURL as error:
             raise ConfigurationError(f"serve.upstreams: {upstream.url}: {error}") from error
         if not self.origin.host or self.origin.query or self.origin.fragment or self.origin.userinfo:
             raise ConfigurationError("serve.upstreams: an upstream's url is a scheme, a host and perhaps a path, nothing more")
@@ -259,12 +259,12 @@ class _Relay:
         except _ClientGoneError:
             return
         except _UNREACHED as error:
-            status = 504 if isinstance(error, httpx.TimeoutException) else 502
+            status = 504 if isinstance(error, httpx2.TimeoutException) else 502
             await self._failed(status, "The upstream could not be reached.", error)
-        except httpx.TimeoutException as error:
+        except httpx2.TimeoutException as error:
             self._scope[REACHED_UPSTREAM] = True
             await self._failed(504, "The upstream did not answer in time.", error)
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             self._scope[REACHED_UPSTREAM] = True
             await self._failed(502, "The upstream broke off before it answered.", error)
         else:
@@ -285,7 +285,7 @@ class _Relay:
             if message["type"] == "http.disconnect":
                 raise _ClientGoneError
 
-    async def _download(self, response: httpx.Response) -> None:
+    async def _download(self, response: httpx2.Response) -> None:
         raw = [(name.lower(), value) for name, value in response.headers.raw]
         named = {value.strip().lower() for name, values in raw if name == b"connection" for value in values.split(b",")}
         headers = [pair for pair in raw if pair[0] not in _HOP_BY_HOP and pair[0] not in named]
@@ -293,13 +293,13 @@ class _Relay:
         try:
             async for chunk in response.aiter_raw():
                 await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             # An answer that stops in the middle must look like one: it is left unended, and the server cuts the connection.
             _log.warning("upstream %s broke off: %s", self._target.host.decode("latin-1"), type(error).__name__)
             return
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _failed(self, status: int, detail: str, error: httpx.TransportError) -> None:
+    async def _failed(self, status: int, detail: str, error: httpx2.TransportError) -> None:
         _log.warning("upstream %s: %s: %s", self._target.host.decode("latin-1"), type(error).__name__, error)
         await _problem(self._send, status, detail)
 

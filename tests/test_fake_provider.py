@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anthropic
-import httpx
+import httpx2
 import openai
 import pytest
 
@@ -26,9 +26,9 @@ async def clients(provider: FakeProvider) -> AsyncIterator[tuple[openai.AsyncOpe
         yield chat, claude
 
 
-async def raw(provider: FakeProvider, path: str, body: object, **headers: str) -> httpx.Response:
-    transport = httpx.ASGITransport(app=provider)
-    async with httpx.AsyncClient(transport=transport, base_url="http://fake") as client:
+async def raw(provider: FakeProvider, path: str, body: object, **headers: str) -> httpx2.Response:
+    transport = httpx2.ASGITransport(app=provider)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://fake") as client:
         return await client.post(path, json=body, headers={name.replace("_", "-"): value for name, value in headers.items()})
 
 
@@ -214,8 +214,8 @@ async def test_azure_deployments_name_the_model_in_the_path() -> None:
 
 async def test_malformed_requests_and_unknown_faults_are_client_errors() -> None:
     provider = FakeProvider()
-    transport = httpx.ASGITransport(app=provider)
-    async with httpx.AsyncClient(transport=transport, base_url="http://fake") as client:
+    transport = httpx2.ASGITransport(app=provider)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://fake") as client:
         assert (await client.post("/v1/messages", content=b"{")).status_code == 400
         assert (await client.get("/v1/messages")).status_code == 400
         assert (await client.post("/v1/elsewhere", json={})).status_code == 404

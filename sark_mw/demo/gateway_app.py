@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import httpx
+import httpx2
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.requests import Request
@@ -32,8 +32,8 @@ def make_gateway(upstream: str) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=200)
-        async with httpx.AsyncClient(base_url=upstream, timeout=60, limits=limits) as app.state.client:
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=200)
+        async with httpx2.AsyncClient(base_url=upstream, timeout=60, limits=limits) as app.state.client:
             yield
 
     async def forward(request: Request) -> Response:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import quantiles
 
-import httpx
+import httpx2
 
 from sark_mw.demo.cast import BYPASS_KEY, PROBE_KEY
 from sark_mw.demo.provider import INSTANT_HEADER
@@ -44,7 +44,7 @@ class Probe:
 
     async def run(self, pairs: int | None = None) -> None:
         """Measure so many pairs, or until cancelled."""
-        async with httpx.AsyncClient(timeout=60) as client:
+        async with httpx2.AsyncClient(timeout=60) as client:
             for base in (self.gateway, self.bare):
                 await self._time(client, base)  # the first call of a connection is another thing
             number = 0
@@ -56,7 +56,7 @@ class Probe:
                 number += 1
                 await asyncio.sleep(_PAUSE_S)
 
-    async def _time(self, client: httpx.AsyncClient, base: str) -> float:
+    async def _time(self, client: httpx2.AsyncClient, base: str) -> float:
         started = time.perf_counter()
         headers = {"authorization": f"Bearer {BYPASS_KEY if base == self.bare else PROBE_KEY}", INSTANT_HEADER: "1"}
         answer = await client.post(f"{base}/v1/embeddings", json=_BODY, headers=headers)

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-import httpx
+import httpx2
 from rich.console import Console
 
 from sark_mw.demo.books import Books
@@ -53,7 +53,7 @@ class Watch:
 
     async def run(self, progress: Progress, traffic: Traffic) -> None:
         """Look until cancelled."""
-        async with httpx.AsyncClient(base_url=self.desk, timeout=30) as client:
+        async with httpx2.AsyncClient(base_url=self.desk, timeout=30) as client:
             while True:
                 self.counters = (await client.get("/now")).json()
                 for each in self.counters:
@@ -124,7 +124,7 @@ async def _spend(stage: Stage, seconds: float, console: Console) -> Report:
 async def _conclude(
     stage: Stage, traffic: Traffic, watch: Watch, added: tuple[Added, Added], took: float, failures: Counter[str]
 ) -> Report:
-    async with httpx.AsyncClient(timeout=60) as client:
+    async with httpx2.AsyncClient(timeout=60) as client:
         books: Books = (await client.get(f"{stage.desk}/books")).json()
         bill = (await client.get(f"{stage.provider}/bill")).json()
     tallies = traffic.tallies

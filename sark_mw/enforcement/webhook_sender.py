@@ -8,7 +8,7 @@ import logging
 from datetime import UTC, datetime
 from hashlib import blake2b
 
-import httpx
+import httpx2
 from standardwebhooks import Webhook
 
 from sark_mw.enforcement.webhooks import Sent
@@ -41,11 +41,11 @@ class WebhookSender:
         self._again_ms = 0
         self.waiting = 0
         try:
-            self._url = httpx.URL(settings.url)
-        except httpx.InvalidURL as error:
+            self._url = httpx2.URL(settings.url)
+        except httpx2.InvalidURL as error:
             raise ConfigurationError(f"a webhook's url cannot be read: {error}") from error
         # A redirect is a failure: what was signed for one receiver goes to no other.
-        self._client = httpx.AsyncClient(follow_redirects=False, timeout=settings.timeout_s, headers={"user-agent": "sark-mw"})
+        self._client = httpx2.AsyncClient(follow_redirects=False, timeout=settings.timeout_s, headers={"user-agent": "sark-mw"})
 
     def next_try_ms(self, now_ms: int) -> int:
         """Say from when on something may be sent: when it is left alone no more, or when some of those who wait are done."""

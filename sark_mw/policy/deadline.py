@@ -2,7 +2,7 @@
 
 The first step is taken directly. Only when the coroutine suspends there is a timer, and it goes on *in the caller's own task*:
 moving a coroutine to another task after its first step breaks everything in it that remembers its task (`asyncio.timeout`,
-`TaskGroup`, anyio's cancel scopes, hence httpx, redis and most drivers): its own inner timeout would cancel the request.
+`TaskGroup`, anyio's cancel scopes, hence httpx2, redis and most drivers): its own inner timeout would cancel the request.
 
 At the deadline the coroutine gets a CancelledError. If it waits on after that (a clean-up, or it swallowed the cancellation) it
 has a short grace, then it is closed and never awaited again. One that refuses even to be closed is `stuck`: nothing in the same

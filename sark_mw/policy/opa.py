@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import ssl
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 from weakref import WeakKeyDictionary
@@ -16,7 +18,10 @@ from sark_mw.policy.document import MAX_REPLY_BYTES, document_of, encode, figure
 from sark_mw.policy.unsendable import UnsendableRequestError, denial
 
 if TYPE_CHECKING:
-    import httpx
+    import httpx2
+
+
+_MAX_ID = 100
 
 
 class OpaPlugin(PolicyPlugin):
@@ -24,7 +29,8 @@ class OpaPlugin(PolicyPlugin):
 
     The rule gives `true`, `false` or an object with `allow`, `reason`, `obligations`, `metadata`; an undefined one denies.
     `timeout` (seconds) spans the whole exchange; a server that is late, away, or answers with an error is decided by `on_error`.
-    `token` is sent as a bearer token. Connections are kept and reused; OPA's decision id goes into the metadata.
+    `token` is sent as a bearer token; `ca_file` names certificates (PEM) to trust in place of the system's. Connections are kept
+    and reused; OPA's decision id goes into the metadata.
     """
 
     concurrent = True
@@ -41,13 +47,14 @@ class OpaPlugin(PolicyPlugin):
         priority: int = 100,
         token: str = "",
         headers: Mapping[str, str] | None = None,
+        ca_file: str | Path | None = None,
         prompts: Collection[str] = (),
         limits: bool = True,
         max_connections: int = 32,
-        transport: httpx.AsyncBaseTransport | None = None,
+        transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
+        if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
             raise ConfigurationError(f"{name}: {url!r} is no address of an OPA server")
         path = decision.replace(".", "/").removeprefix("data/").strip("/")
         if not path:
@@ -59,14 +66,15 @@ class OpaPlugin(PolicyPlugin):
         self._on_error = on_error
         self._name = name
         self._priority = priority
-        self._headers = {**(headers or {}), **({"authorization": f"Bearer {token}"} if token else {})}
+        self._headers = _headers(name, token, headers or {})
+        self._ca_file = ca_file
         self._prompts = frozenset(prompts)
         self._with_limits = limits
         self._max_connections = max_connections
         self._transport = transport
         self._reader: LimitReader | None = None
         # Connections belong to the loop that they were opened in.
-        self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = WeakKeyDictionary()
+        self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx2.AsyncClient] = WeakKeyDictionary()
 
     @property
     def name(self) -> str:
@@ -103,26 +111,31 @@ class OpaPlugin(PolicyPlugin):
             return denial(error)
         answer = await self._post(body)
         decision_id = answer.get("decision_id")
-        told = {"decision_id": decision_id[:100]} if isinstance(decision_id, str) else {}
+        told = {"decision_id": decision_id[:_MAX_ID]} if isinstance(decision_id, str) else {}
         if "result" not in answer:
             return PolicyDecision(False, "the policy does not decide this request", {"undefined": True, **told})
-        decision = read_answer(answer["result"], self._name)
+        try:
+            decision = read_answer(answer["result"], self._name)
+        except PolicyEvaluationError as error:
+            raise PolicyEvaluationError(f"{error} (decision {told.get('decision_id', 'without an id')})", self._name) from error
         return PolicyDecision(decision.allowed, decision.reason, {**decision.metadata, **told}, obligations=decision.obligations)
 
     async def _post(self, body: bytes) -> dict[str, Any]:
-        import httpx
+        import httpx2
 
         reply = bytearray()
         try:
             async with self._client().stream("POST", self._url, content=body) as response:
                 if response.status_code != 200:
                     raise PolicyEvaluationError(f"OPA answered with status {response.status_code}", plugin_name=self._name)
-                async for part in response.aiter_bytes():
+                if response.headers.get("content-encoding", "identity") != "identity":
+                    raise PolicyEvaluationError("OPA's answer is packed, which nobody asked for", plugin_name=self._name)
+                async for part in response.aiter_raw():
                     reply += part
                     if len(reply) > MAX_REPLY_BYTES:
                         raise PolicyEvaluationError("OPA's answer is too long", plugin_name=self._name)
             answer = json.loads(reply)
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             raise PolicyEvaluationError(f"OPA is out of reach: {type(error).__name__}", plugin_name=self._name) from error
         except (ValueError, RecursionError) as error:
             raise PolicyEvaluationError("OPA's answer is no JSON", plugin_name=self._name) from error
@@ -130,21 +143,43 @@ class OpaPlugin(PolicyPlugin):
             raise PolicyEvaluationError("OPA's answer is no object", plugin_name=self._name)
         return answer
 
-    def _client(self) -> httpx.AsyncClient:
+    def _trusted(self) -> ssl.SSLContext | bool:
+        if self._ca_file is None:
+            return True
+        try:
+            return ssl.create_default_context(cafile=self._ca_file)
+        except OSError as error:  # of the ssl module too
+            raise ConfigurationError(f"{self._name}: {self._ca_file} holds no certificates that can be read: {error}") from error
+
+    def _client(self) -> httpx2.AsyncClient:
         loop = asyncio.get_running_loop()
         client = self._clients.get(loop)
         if client is None:
             try:
-                import httpx
+                import httpx2
             except ImportError as missing:
-                raise ConfigurationError(f"{self._name}: OPA needs the package httpx: install sark-mw[serve]") from missing
-            client = self._clients[loop] = httpx.AsyncClient(
-                headers={"content-type": "application/json", **self._headers},
+                raise ConfigurationError(f"{self._name}: OPA needs the package httpx2: install sark-mw[serve]") from missing
+            client = self._clients[loop] = httpx2.AsyncClient(
+                # Not packed: a small answer could become a large one here.
+                headers={"content-type": "application/json", "accept-encoding": "identity", **self._headers},
+                verify=self._trusted(),
                 timeout=self._seconds,
-                limits=httpx.Limits(max_connections=self._max_connections, max_keepalive_connections=self._max_connections),
+                limits=httpx2.Limits(max_connections=self._max_connections, max_keepalive_connections=self._max_connections),
                 transport=self._transport,
                 # The policy's server is named in the settings; a proxy of the environment has no business in between.
                 trust_env=False,
                 follow_redirects=False,
             )
         return client
+
+
+def _headers(name: str, token: str, headers: Mapping[str, str]) -> dict[str, str]:
+    made = {key.lower(): value for key, value in headers.items()}
+    if token:
+        if "authorization" in made:
+            raise ConfigurationError(f"{name}: the token and a header both say who asks")
+        made["authorization"] = f"Bearer {token.strip()}"
+    for key, value in made.items():
+        if not (f"{key}{value}".isascii() and f"{key}{value}".isprintable()):
+            raise ConfigurationError(f"{name}: the header {key!r} is to be printable ASCII")
+    return made

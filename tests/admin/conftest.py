@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import httpx
+import httpx2
 import pytest
 from jsonschema import Draft202012Validator
 
@@ -25,7 +25,7 @@ PATH = "/sark/admin"
 class Admin:
     """A client of the admin API of one process."""
 
-    def __init__(self, sark: Sark, client: httpx.AsyncClient) -> None:
+    def __init__(self, sark: Sark, client: httpx2.AsyncClient) -> None:
         self.sark = sark
         self.client = client
         self._document = openapi_document(PATH)
@@ -74,8 +74,8 @@ async def make(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
             admin = {"enabled": True, "token": TOKEN, **sections.pop("admin", {})}
             settings = settings_for(url or f"memory://{uuid4().hex}", tmp_path, admin=admin, **sections)
             sark = await stack.enter_async_context(Sark.open(settings))
-            transport = httpx.ASGITransport(app=SarkMiddleware(app, sark=sark), client=client)  # type: ignore[arg-type]
-            http = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://sark"))
+            transport = httpx2.ASGITransport(app=SarkMiddleware(app, sark=sark), client=client)  # type: ignore[arg-type]
+            http = await stack.enter_async_context(httpx2.AsyncClient(transport=transport, base_url="http://sark"))
             return Admin(sark, http)
 
         yield one

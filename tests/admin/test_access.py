@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
@@ -48,8 +48,8 @@ async def test_from_other_networks_it_cannot_be_used_even_with_the_token(make: M
 
 async def test_it_is_off_by_default_and_its_path_is_the_apps_then(tmp_path: Path) -> None:
     async with Sark.open(settings_for("memory://", tmp_path)) as sark:
-        transport = httpx.ASGITransport(app=SarkMiddleware(app, sark=sark))  # type: ignore[arg-type]
-        async with httpx.AsyncClient(transport=transport, base_url="http://sark") as client:
+        transport = httpx2.ASGITransport(app=SarkMiddleware(app, sark=sark))  # type: ignore[arg-type]
+        async with httpx2.AsyncClient(transport=transport, base_url="http://sark") as client:
             answer = await client.get(f"{PATH}/limits", headers={"authorization": f"Bearer {TOKEN}"})
     assert answer.status_code == 418
 
@@ -74,7 +74,7 @@ async def test_it_lies_where_the_settings_put_it_also_below_a_mount(make: MakeAd
     assert (await admin.client.get("/ops/budgetsx/limits")).status_code == 418
     assert (await admin.client.get(f"{PATH}/limits")).status_code == 418
     inside = Starlette(routes=[Mount("/api", app=SarkMiddleware(app, sark=admin.sark))])
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=inside), base_url="http://sark") as client:
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=inside), base_url="http://sark") as client:
         assert (await client.get("/api/ops/budgets/limits", headers=headers)).status_code == 200
 
 
@@ -82,7 +82,7 @@ async def test_it_can_be_mounted_by_hand_and_starts_what_nobody_has_started(tmp_
     sark = Sark(settings_for("memory://", tmp_path, admin={"token": TOKEN}))
     outer = Starlette(routes=[Mount("/by-hand", app=admin_app(sark))])
     try:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=outer), base_url="http://sark") as client:
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=outer), base_url="http://sark") as client:
             answer = await client.get("/by-hand/limits", headers={"authorization": f"Bearer {TOKEN}"})
         assert answer.status_code == 200 and [each["scope"] for each in answer.json()["limits"]] == ["team:ml"]
     finally:
@@ -95,8 +95,8 @@ async def test_the_gateway_has_it_too(tmp_path: Path) -> None:
         "memory://", tmp_path, serve=serve, admin={"enabled": True, "token": TOKEN}, http={"metered_only": True}
     )
     async with Sark.open(settings) as sark:
-        transport = httpx.ASGITransport(app=build_gateway(settings, sark=sark))  # type: ignore[arg-type]
-        async with httpx.AsyncClient(transport=transport, base_url="http://sark") as client:
+        transport = httpx2.ASGITransport(app=build_gateway(settings, sark=sark))  # type: ignore[arg-type]
+        async with httpx2.AsyncClient(transport=transport, base_url="http://sark") as client:
             assert (await client.get(f"{PATH}/limits", headers={"authorization": f"Bearer {TOKEN}"})).status_code == 200
             assert (await client.get(f"{PATH}/limits")).status_code == 401
 

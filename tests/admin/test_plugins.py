@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import httpx
+import httpx2
 
 from sark_mw.asgi.middleware import SarkMiddleware
 from sark_mw.instrumentation.audit import AuditInstrumentation, audit_logger
@@ -60,8 +60,8 @@ async def test_who_switches_a_plugin_is_in_the_audit_trail(tmp_path: Path) -> No
         policy={"plugins": [{"name": "allow_list", "options": {"models": ["gpt-4o"]}}]},
     )
     async with Sark.open(settings, instrumentation=AuditInstrumentation(audit_logger(file=trail))) as sark:
-        transport = httpx.ASGITransport(app=SarkMiddleware(app, sark=sark))  # type: ignore[arg-type]
-        async with httpx.AsyncClient(transport=transport, base_url="http://sark") as client:
+        transport = httpx2.ASGITransport(app=SarkMiddleware(app, sark=sark))  # type: ignore[arg-type]
+        async with httpx2.AsyncClient(transport=transport, base_url="http://sark") as client:
             admin = Admin(sark, client)
             why = {"params": {"reason": "incident"}, "headers": {"x-sark-actor": "jane"}}
             await admin.ask("POST", "/plugins/allow_list/disable", **why)

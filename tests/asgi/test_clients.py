@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import anthropic
-import httpx
+import httpx2
 import openai
 import pytest
 from starlette.applications import Starlette
@@ -21,7 +21,7 @@ from tests.asgi.driving import CHAT, MESSAGES, Gateway, gateway_for, settings_fo
 from tests.wire.serving import serve
 
 
-def proxy_to(upstream: httpx.AsyncClient) -> Starlette:
+def proxy_to(upstream: httpx2.AsyncClient) -> Starlette:
     """Make a reverse proxy as users have one: raw bytes through, whatever the encoding."""
 
     async def forward(request: Request) -> StreamingResponse:
@@ -47,7 +47,7 @@ async def gateway(provider: FakeProvider, tmp_path: Path) -> AsyncIterator[Gatew
     settings = settings_for(tmp_path, limits=limits, principal=payer)
     async with (
         serve(provider) as upstream,
-        httpx.AsyncClient(base_url=upstream) as client,
+        httpx2.AsyncClient(base_url=upstream) as client,
         gateway_for(proxy_to(client), settings, on_fakeredis=True) as gateway,
     ):
         yield gateway
@@ -92,7 +92,7 @@ async def test_anthropic_is_served_until_the_budget_is_gone_and_then_refused_onc
 async def test_a_client_that_hangs_up_midway_is_booked_at_what_the_provider_bills(
     gateway: Gateway, provider: FakeProvider
 ) -> None:
-    async with serve(gateway.app) as url, httpx.AsyncClient() as client:
+    async with serve(gateway.app) as url, httpx2.AsyncClient() as client:
         async with client.stream("POST", f"{url}/v1/chat/completions", json={**CHAT, "stream": True}) as reply:
             async for _ in reply.aiter_raw():
                 break
@@ -109,7 +109,7 @@ async def test_a_body_over_the_cap_is_answered_over_a_real_socket(tmp_path: Path
             yield b"x" * size
 
     settings = settings_for(tmp_path, http={"max_body_bytes": 200})
-    async with gateway_for(FakeProvider(), settings) as gateway, serve(gateway.app) as url, httpx.AsyncClient() as client:
+    async with gateway_for(FakeProvider(), settings) as gateway, serve(gateway.app) as url, httpx2.AsyncClient() as client:
         for content in (chunks(), b"x" * 400_000):
             reply = await client.post(f"{url}/v1/messages", content=content, headers={"content-type": "application/json"})
             assert reply.status_code == 413 and reply.json()["error"]["type"] == "request_too_large"
@@ -117,7 +117,7 @@ async def test_a_body_over_the_cap_is_answered_over_a_real_socket(tmp_path: Path
 
 async def test_gzip_from_the_provider_is_read_and_reaches_the_client_as_it_is(gateway: Gateway, provider: FakeProvider) -> None:
     provider._faults = frozenset({"gzip"})
-    async with serve(gateway.app) as url, httpx.AsyncClient() as client:
+    async with serve(gateway.app) as url, httpx2.AsyncClient() as client:
         reply = await client.post(f"{url}/v1/chat/completions", json=CHAT, headers={"accept-encoding": "gzip"})
     assert reply.headers["content-encoding"] == "gzip"
     assert reply.json()["usage"]["completion_tokens"] == (await gateway.entry()).output_tokens

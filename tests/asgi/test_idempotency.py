@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import anthropic
-import httpx
+import httpx2
 import openai
 import pytest
 
@@ -317,7 +317,7 @@ async def test_official_clients_send_a_key_where_they_are_told_to_and_are_answer
     provider = FakeProvider(chunk_s=0.001)
     async with (
         serve(provider) as upstream,
-        httpx.AsyncClient(base_url=upstream) as relay,
+        httpx2.AsyncClient(base_url=upstream) as relay,
         gateway_for(proxy_to(relay), settings_for(tmp_path), on_fakeredis=True, principal=named) as gateway,
         serve(gateway.app) as url,
         openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="sk-x") as chat,
@@ -365,7 +365,7 @@ async def test_a_replay_has_the_length_of_its_body_over_a_real_socket(tmp_path: 
     async with (
         gateway_for(FakeProvider(), settings_for(tmp_path), principal=named) as gateway,
         serve(gateway.app) as url,
-        httpx.AsyncClient(headers=KEY) as client,
+        httpx2.AsyncClient(headers=KEY) as client,
     ):
         first = await client.post(f"{url}/v1/chat/completions", json=asked)
         await gateway.quiet()

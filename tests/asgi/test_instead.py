@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import anthropic
-import httpx
+import httpx2
 import openai
 import pytest
 
@@ -308,7 +308,7 @@ async def test_official_clients_are_served_by_the_cheaper_model_and_clamped(tmp_
     settings = settings_for(tmp_path, **budget("0.0008"), principal=payer, instead=rules)
     async with (
         serve(provider) as upstream,
-        httpx.AsyncClient(base_url=upstream) as relay,
+        httpx2.AsyncClient(base_url=upstream) as relay,
         gateway_for(proxy_to(relay), settings, on_fakeredis=True) as gateway,
         serve(gateway.app) as url,
         openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="sk-x") as chat,

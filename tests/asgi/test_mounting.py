@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from fastapi import FastAPI, WebSocket
 from starlette.applications import Starlette
@@ -155,7 +155,7 @@ async def test_without_a_lifespan_concurrent_first_requests_start_it_once(settin
 
     sark._start = counted  # type: ignore[method-assign]
     app = SarkMiddleware(FakeProvider(), sark=sark)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://test") as client:
         answers = await asyncio.gather(*(client.post("/v1/chat/completions", json=CHAT) for _ in range(20)))
     assert {answer.status_code for answer in answers} == {200} and starts == 1
     await sark.aclose()
@@ -166,7 +166,7 @@ async def test_a_first_request_that_finds_the_store_away_is_refused_and_the_next
     store.failures = 1
     sark = Sark(settings, store=store)  # type: ignore[arg-type]
     app = SarkMiddleware(FakeProvider(), sark=sark)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://test") as client:
         first = await client.post("/v1/chat/completions", json=CHAT)
         second = await client.post("/v1/chat/completions", json=CHAT)
     assert (first.status_code, first.json()["error"]["code"]) == (503, "enforcement_unavailable")

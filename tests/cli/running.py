@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 from tests.servers.fixtures import RunProcess
 from tests.servers.process import ServerProcess
@@ -22,8 +22,8 @@ SECRET = {"SARK_PRINCIPAL__KEY_SECRET": "a secret of the tests, long enough"}
 
 def answers(url: str) -> bool:
     try:
-        return httpx.get(url, timeout=1).status_code < 500
-    except httpx.HTTPError:
+        return httpx2.get(url, timeout=1).status_code < 500
+    except httpx2.HTTPError:
         return False
 
 

@@ -214,7 +214,7 @@ async def test_a_report_adds_up_by_anything_and_by_the_days_of_a_zone(tmp_path: 
 def test_a_flusher_of_its_own_drains_the_outbox_at_sigterm(
     tmp_path: Path, fresh_valkey: FreshValkey, run_process: RunProcess, free_port: Any, stage: Any
 ) -> None:
-    import httpx
+    import httpx2
 
     server = fresh_valkey(tcp=True)
     stage.settings(store=f"{server.url}/0")
@@ -228,8 +228,8 @@ def test_a_flusher_of_its_own_drains_the_outbox_at_sigterm(
     )
     body = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
     for _ in range(3):
-        assert httpx.post(f"{url}/v1/chat/completions", json=body, headers={"authorization": "Bearer k"}).status_code == 200
-    assert "sark_outbox_entries" in httpx.get(f"http://127.0.0.1:{port}/").text
+        assert httpx2.post(f"{url}/v1/chat/completions", json=body, headers={"authorization": "Bearer k"}).status_code == 200
+    assert "sark_outbox_entries" in httpx2.get(f"http://127.0.0.1:{port}/").text
     gateway.end(signal.SIGTERM)
     assert stage.report()["requests"] == 0
     flusher.end(signal.SIGTERM)

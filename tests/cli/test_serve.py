@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 import anthropic
-import httpx
+import httpx2
 import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -26,7 +26,7 @@ def budget(amount: str, extra: str = "") -> str:
 
 def requests_by_outcome(url: str) -> dict[str, float]:
     """Read the gateway's own count off its metrics."""
-    families = {family.name: family for family in text_string_to_metric_families(httpx.get(f"{url}/metrics").text)}
+    families = {family.name: family for family in text_string_to_metric_families(httpx2.get(f"{url}/metrics").text)}
     found: dict[str, float] = {}
     for sample in families["sark_requests"].samples:
         if sample.name == "sark_requests_total":
@@ -91,7 +91,7 @@ async def test_two_workers_share_one_budget_and_exactly_what_it_pays_for_passes(
 
     async def call(number: int) -> int:
         # A connection each, so that the kernel spreads them over both workers.
-        async with httpx.AsyncClient(timeout=60) as client:
+        async with httpx2.AsyncClient(timeout=60) as client:
             response = await client.post(
                 f"{url}/v1/chat/completions", json=CALL, headers={"authorization": f"Bearer sk-{number % 7}"}
             )
@@ -117,7 +117,7 @@ def test_a_ledger_in_memory_is_warned_of_once_at_start(stage: Stage, ledger: str
 
 
 def test_the_fake_provider_lists_its_models(stage: Stage) -> None:
-    answer = httpx.get(f"{stage.provider_url}/v1/models")
+    answer = httpx2.get(f"{stage.provider_url}/v1/models")
     assert answer.status_code == 200 and "gpt-4o" in [model["id"] for model in answer.json()["data"]]
     models = openai.OpenAI(api_key="sk-a", base_url=f"{stage.provider_url}/v1", max_retries=0).models.list()
     assert [model.id for model in models.data] == [model["id"] for model in answer.json()["data"]]
@@ -136,8 +136,8 @@ async def test_an_upstream_that_is_away_costs_nothing(stage: Stage) -> None:
 
 def test_its_own_pages_are_not_metered_and_not_passed_on(stage: Stage) -> None:
     _, url = stage.gateway()
-    assert httpx.get(f"{url}/healthz").json() == {"alive": True}
-    ready = httpx.get(f"{url}/readyz").json()
+    assert httpx2.get(f"{url}/healthz").json() == {"alive": True}
+    ready = httpx2.get(f"{url}/readyz").json()
     assert (ready["ready"], ready["store"], ready["ledger"], ready["outbox_entries"]) == (True, "ok", "ok", 0)
     assert requests_by_outcome(url) == {}, "asking about the gateway is no request to it"
 
@@ -147,8 +147,8 @@ def test_readiness_goes_with_the_store_and_life_does_not(stage: Stage, fresh_val
     stage.settings(store=f"{server.url}/0")
     _, url = stage.gateway()
     server.stop()
-    waits = httpx.get(f"{url}/readyz", timeout=30)
+    waits = httpx2.get(f"{url}/readyz", timeout=30)
     while waits.status_code == 200:  # the last answer is remembered for a second
-        waits = httpx.get(f"{url}/readyz", timeout=30)
+        waits = httpx2.get(f"{url}/readyz", timeout=30)
     assert (waits.status_code, waits.json()["store"]) == (503, "StoreUnavailableError")
-    assert httpx.get(f"{url}/healthz").status_code == 200
+    assert httpx2.get(f"{url}/healthz").status_code == 200

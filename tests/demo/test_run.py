@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 DEMO = [sys.executable, "-m", "sark_mw.demo"]
@@ -51,7 +51,7 @@ def test_serving_answers_both_dialects_and_metrics_until_interrupted(left_behind
             assert lines[-1], serving.stderr.read()
         named = dict(line.split() for line in lines if line.startswith(("  gateway ", "  metrics ")))
         hello = {"max_tokens": 50, "messages": [{"role": "user", "content": "Hello"}]}
-        with httpx.Client(trust_env=False) as client:
+        with httpx2.Client(trust_env=False) as client:
             chat = client.post(
                 f"{named['gateway']}/v1/chat/completions",
                 json={"model": "gpt-4o", **hello},

@@ -8,7 +8,7 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from sark_mw import ConfigurationError, Obligation, PolicyContext, PolicyDecision, PolicyPlugin, RefusedError
@@ -181,8 +181,8 @@ async def test_less_isolation_than_there_should_be_is_in_the_health_answer_and_t
     await sark.start()
     app = build_gateway(settings, sark=sark)
     try:
-        transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        transport = httpx2.ASGITransport(app=app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://gateway") as client:
             said = [(await client.get(page)).json() for page in ("/healthz", "/readyz")]
             assert [each["policy_isolation"] for each in said] == ["degraded", "degraded"]
             assert said[0]["alive"] is True and said[1]["ready"] is True

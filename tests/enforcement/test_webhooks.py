@@ -385,7 +385,7 @@ async def test_one_address_twice_and_one_that_is_none_are_refused_at_start(ledge
         Webhooks(ledger, [hook("https://a:port/x")], NullInstrumentation())
 
 
-@pytest.mark.parametrize("missing", ["httpx", "standardwebhooks"])
+@pytest.mark.parametrize("missing", ["httpx2", "standardwebhooks"])
 async def test_a_client_that_is_not_installed_is_named_at_start(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from sark_mw._memory_store import MemoryStore
@@ -19,23 +19,23 @@ UPSTREAM = {"upstreams": [{"url": "http://upstream.invalid"}]}
 @pytest.mark.parametrize(
     ("fault", "status", "booked"),
     [
-        (httpx.ReadTimeout("slow"), 504, True),
-        (httpx.ReadError("reset"), 502, True),
-        (httpx.RemoteProtocolError("gone"), 502, True),
-        (httpx.ConnectError("refused"), 502, False),
-        (httpx.ConnectTimeout("unreachable"), 504, False),
-        (httpx.PoolTimeout("busy"), 504, False),
-        (httpx.WriteError("reset"), 502, False),
+        (httpx2.ReadTimeout("slow"), 504, True),
+        (httpx2.ReadError("reset"), 502, True),
+        (httpx2.RemoteProtocolError("gone"), 502, True),
+        (httpx2.ConnectError("refused"), 502, False),
+        (httpx2.ConnectTimeout("unreachable"), 504, False),
+        (httpx2.PoolTimeout("busy"), 504, False),
+        (httpx2.WriteError("reset"), 502, False),
     ],
 )
 async def test_a_request_that_was_sent_and_not_answered_is_booked_as_expected(
-    tmp_path: Path, fault: httpx.TransportError, status: int, booked: bool
+    tmp_path: Path, fault: httpx2.TransportError, status: int, booked: bool
 ) -> None:
-    async def fails(request: httpx.Request) -> httpx.Response:
+    async def fails(request: httpx2.Request) -> httpx2.Response:
         raise fault
 
     settings = settings_for(tmp_path, serve=UPSTREAM)
-    proxy = ReverseProxy(settings.serve, settings.principal, client=httpx.AsyncClient(transport=httpx.MockTransport(fails)))
+    proxy = ReverseProxy(settings.serve, settings.principal, client=httpx2.AsyncClient(transport=httpx2.MockTransport(fails)))
     async with gateway_for(proxy, settings) as gateway:
         assert (await gateway.post(LONG)).status == status
         if booked:
@@ -49,14 +49,14 @@ async def test_a_request_that_was_sent_and_not_answered_is_booked_as_expected(
 async def test_a_method_that_is_not_in_upper_case_is_refused_before_our_client_makes_another_of_it(tmp_path: Path) -> None:
     asked: list[str] = []
 
-    async def answers(request: httpx.Request) -> httpx.Response:
+    async def answers(request: httpx2.Request) -> httpx2.Response:
         asked.append(request.method)
-        return httpx.Response(200)
+        return httpx2.Response(200)
 
     settings = settings_for(tmp_path, serve=UPSTREAM)
     sark = Sark(settings, store=MemoryStore())  # type: ignore[arg-type]
-    transport = httpx.MockTransport(answers)
-    app = build_gateway(settings, sark=sark, client=httpx.AsyncClient(transport=transport))
+    transport = httpx2.MockTransport(answers)
+    app = build_gateway(settings, sark=sark, client=httpx2.AsyncClient(transport=transport))
 
     async def status(method: str) -> Any:
         return (await Client(app, scope_of("/v1/files", method), pieces_of(b"{}")).run()).status

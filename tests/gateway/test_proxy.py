@@ -7,7 +7,7 @@ import gzip
 from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from sark_mw.errors import ConfigurationError
@@ -22,7 +22,7 @@ async def test_compressed_bytes_stay_as_the_upstream_sent_them() -> None:
     upstream = Upstream(
         headers=[(b"content-encoding", b"gzip"), (b"content-type", b"text/plain")], chunks=(zipped[:7], zipped[7:])
     )
-    async with proxied(upstream) as url, httpx.AsyncClient() as client, client.stream("GET", url) as response:
+    async with proxied(upstream) as url, httpx2.AsyncClient() as client, client.stream("GET", url) as response:
         raw = b"".join([chunk async for chunk in response.aiter_raw()])
     assert raw == zipped
     assert response.headers["content-encoding"] == "gzip"
@@ -53,7 +53,7 @@ async def test_headers_of_the_connection_and_of_the_principal_stay_behind_and_ke
         "x-sark-scopes": "team:x",
         "x-sark-root": "other",
     }
-    async with proxied(upstream) as url, httpx.AsyncClient() as client:
+    async with proxied(upstream) as url, httpx2.AsyncClient() as client:
         response = await client.post(url, content=b"{}", headers=sent)
     seen = upstream.seen
     assert (seen[b"authorization"], seen[b"x-api-key"]) == (b"Bearer sk-1", b"sk-2")
@@ -67,7 +67,7 @@ async def test_headers_of_the_connection_and_of_the_principal_stay_behind_and_ke
 async def test_what_callers_say_to_us_stays_here_and_their_keys_go_on_if_they_may(forward: bool) -> None:
     upstream = Upstream()
     sent = {f"x-sark-{name}": "acme" for name in ("run", "run-budget", "end-user", "tags", "actor")}
-    async with proxied(upstream, forward_idempotency_key=forward) as url, httpx.AsyncClient() as client:
+    async with proxied(upstream, forward_idempotency_key=forward) as url, httpx2.AsyncClient() as client:
         await client.post(url, content=b"{}", headers={**sent, "idempotency-key": "k-1", "x-other": "1"})
     assert not [name for name in upstream.seen if name.startswith(b"x-sark-")]
     assert upstream.seen[b"x-other"] == b"1" and upstream.seen.get(b"idempotency-key") == (b"k-1" if forward else None)
@@ -91,7 +91,7 @@ async def test_the_longest_prefix_wins_and_is_taken_off_only_where_asked() -> No
             ),
             PrincipalSettings(),
         )
-        async with serve(proxy) as url, httpx.AsyncClient(base_url=url) as client:
+        async with serve(proxy) as url, httpx2.AsyncClient(base_url=url) as client:
             paths = ("/v1/x", "/anthropicx", "/anthropic", "/anthropic/v1/messages", "/anthropic/keep/y")
             answers = [(await client.get(path)).text for path in paths]
         await proxy.aclose()
@@ -100,7 +100,7 @@ async def test_the_longest_prefix_wins_and_is_taken_off_only_where_asked() -> No
 
 
 async def test_a_path_that_no_upstream_serves_is_not_found() -> None:
-    async with proxied(Upstream(), prefix="/only") as url, httpx.AsyncClient() as client:
+    async with proxied(Upstream(), prefix="/only") as url, httpx2.AsyncClient() as client:
         response = await client.get(url + "/other")
     assert response.status_code == 404
     assert response.headers["content-type"] == "application/problem+json"
@@ -110,7 +110,7 @@ async def test_an_upstream_that_is_not_there_is_a_bad_gateway() -> None:
     async with serve(Upstream()) as gone:
         pass
     proxy = ReverseProxy(settings_for(UpstreamSettings(url=gone)), PrincipalSettings())
-    async with serve(proxy) as url, httpx.AsyncClient() as client:
+    async with serve(proxy) as url, httpx2.AsyncClient() as client:
         response = await client.post(url, json={})
     await proxy.aclose()
     assert response.status_code == 502
@@ -122,7 +122,7 @@ async def test_an_upstream_that_stays_silent_is_a_gateway_timeout() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
 
-    async with proxied(silent, read_timeout_s=0.05) as url, httpx.AsyncClient() as client:
+    async with proxied(silent, read_timeout_s=0.05) as url, httpx2.AsyncClient() as client:
         assert (await client.get(url)).status_code == 504
 
 
@@ -131,8 +131,8 @@ async def test_an_answer_that_breaks_off_looks_broken_off_to_the_client() -> Non
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"100")]})
         await send({"type": "http.response.body", "body": b"half", "more_body": True})
 
-    async with proxied(breaks) as url, httpx.AsyncClient() as client:
-        with pytest.raises(httpx.RemoteProtocolError):
+    async with proxied(breaks) as url, httpx2.AsyncClient() as client:
+        with pytest.raises(httpx2.RemoteProtocolError):
             await client.get(url)
 
 
@@ -148,7 +148,7 @@ async def test_a_client_that_leaves_takes_the_upstream_request_along() -> None:
             pass
         left.set()
 
-    async with proxied(endless) as url, httpx.AsyncClient() as client:
+    async with proxied(endless) as url, httpx2.AsyncClient() as client:
         async with client.stream("GET", url):
             await begun.wait()
         async with asyncio.timeout(10):
@@ -165,7 +165,7 @@ async def test_a_client_that_leaves_before_the_answer_takes_the_upstream_request
             pass
         left.set()
 
-    async with proxied(thinking) as url, httpx.AsyncClient() as client:
+    async with proxied(thinking) as url, httpx2.AsyncClient() as client:
         waiting = asyncio.ensure_future(client.post(url, json={}))
         await asked.wait()
         waiting.cancel()
@@ -193,7 +193,7 @@ async def test_a_body_streams_through_while_it_is_still_being_sent() -> None:
             await first.wait()  # the upstream has it before the second part exists
         yield b"two"
 
-    async with proxied(listening) as url, httpx.AsyncClient() as client:
+    async with proxied(listening) as url, httpx2.AsyncClient() as client:
         response = await client.post(url, content=body())
     assert response.content == b"onetwo"
 
@@ -214,7 +214,7 @@ async def test_expect_continue_is_answered_here_and_not_passed_on() -> None:
 
 async def test_cookies_of_one_caller_never_go_with_another() -> None:
     upstream = Upstream(headers=[(b"set-cookie", b"session=alice; Path=/")])
-    async with proxied(upstream) as url, httpx.AsyncClient() as alice, httpx.AsyncClient() as bob:
+    async with proxied(upstream) as url, httpx2.AsyncClient() as alice, httpx2.AsyncClient() as bob:
         assert (await alice.get(url)).cookies["session"] == "alice"
         await bob.get(url)
     assert b"cookie" not in upstream.seen
@@ -222,7 +222,7 @@ async def test_cookies_of_one_caller_never_go_with_another() -> None:
 
 async def test_redirects_are_the_clients_business() -> None:
     upstream = Upstream(status=307, headers=[(b"location", b"http://elsewhere.example/")])
-    async with proxied(upstream) as url, httpx.AsyncClient() as client:
+    async with proxied(upstream) as url, httpx2.AsyncClient() as client:
         response = await client.post(url, content=b"x")
     assert (response.status_code, response.headers["location"]) == (307, "http://elsewhere.example/")
 
@@ -231,8 +231,8 @@ async def test_a_websocket_is_refused_and_not_half_relayed() -> None:
     upstream = Upstream()
     headers = {"upgrade": "websocket", "connection": "upgrade", "sec-websocket-key": "x", "sec-websocket-version": "13"}
     proxy = ReverseProxy(settings_for(UpstreamSettings(url="http://127.0.0.1:9")), PrincipalSettings())
-    transport = httpx.ASGITransport(app=proxy)  # type: ignore[arg-type]
-    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+    transport = httpx2.ASGITransport(app=proxy)  # type: ignore[arg-type]
+    async with httpx2.AsyncClient(transport=transport, base_url="http://x") as client:
         response = await client.get("/", headers=headers)
     assert response.status_code == 501 and upstream.scopes == []
 

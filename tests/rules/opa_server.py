@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
+import httpx2
 
 from tests.rules.rego_cpp import rego
 
@@ -69,7 +69,7 @@ async def opa_server(**modules: str) -> AsyncIterator[OpaServer]:
     real = os.environ.get("SARK_TEST_OPA_URL")
     opa = OpaServer(modules)
     if real:
-        async with httpx.AsyncClient() as client:
+        async with httpx2.AsyncClient() as client:
             for name, source in modules.items():
                 (await client.put(f"{real}/v1/policies/{name}", content=source)).raise_for_status()
         opa.url = real
