@@ -40,21 +40,25 @@ def root_of(context: PolicyContext) -> str:
     return context.environment.get("root") or DEFAULT_ROOT
 
 
-def asked_by(context: PolicyContext) -> tuple[str, str] | None:
-    """Name the request, and which call of it this is; None outside a gateway. The same request may be asked about again."""
+def asked_by(context: PolicyContext, *, each_call: bool = True) -> tuple[str, str] | None:
+    """Name the request, and which call of it this is (`each_call`); None outside a gateway. It may be asked about again."""
     request_id = context.environment.get("request_id")
-    return None if request_id is None else (str(request_id), f"{request_id}.{context.environment.get('call', 0)}")
+    if request_id is None:
+        return None
+    return str(request_id), f"{request_id}.{context.environment.get('call', 0) if each_call else 0}"
 
 
 class Counting:
     """Reserves of a plugin's own, on lines of its own, without a lease: counted and decided in one round trip.
 
-    The same request, asked about again (with a cheaper model), is counted once. What was counted for a request that is refused
-    afterwards, by another plugin or by a limit, is given back as soon as `outcomes` tells of it.
+    The same request, asked about again (with a cheaper model), is counted once; of an MCP batch each call (`each_call`), or the
+    batch once. What was counted for a request that is refused afterwards, by another plugin or by a limit, is given back as soon
+    as `outcomes` tells of it.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, each_call: bool = True) -> None:
         self.name = name
+        self._each_call = each_call
         self._tables: dict[str, LimitVersion] = {}
         self._booked: OrderedDict[str, dict[str, tuple[SharedStore, Reserve]]] = OrderedDict()
         self._sending: dict[str, set[asyncio.Task[ReserveReply]]] = {}
@@ -81,7 +85,7 @@ class Counting:
 
         Raises the store's errors, `OtherEpochError`, and `PolicyEvaluationError` in a storm of changes.
         """
-        asked, root = asked_by(context), root_of(context)
+        asked, root = asked_by(context, each_call=self._each_call), root_of(context)
         reservation_id = new_reservation_id() if asked is None else f"{asked[1]}.{_digest(lines)}"
         table = self._tables.get(root)
         if table is not None and epoch not in (None, table.epoch):
