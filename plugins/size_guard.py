@@ -40,7 +40,8 @@ class SizeGuardPlugin(PolicyPlugin):
     """Deny a body of more than `max_body_bytes`, more than `max_messages`, and content of kinds not among `content_types`.
 
     Kinds are text, image, audio, video, file, tool (calls and results) and other (anything unknown). A request that asks for more
-    than `max_output_tokens`, or names no limit, is denied, or with `cap_output` capped: the gateway lowers its limit.
+    than `max_output_tokens`, or names no limit, is denied, or with `cap_output` capped: the gateway lowers its limit. Where there
+    is no model (a tool's call over MCP, a plain body that names none) only the length is judged.
     """
 
     version = "1.0.0"
@@ -77,6 +78,8 @@ class SizeGuardPlugin(PolicyPlugin):
             if length > self._max_bytes:
                 reason = f"the request is {length} bytes long, {self._max_bytes} are allowed"
                 return PolicyDecision(False, reason, {"bytes": length})
+        if not _of_a_model(context):
+            return PolicyDecision(True, "of a size that is allowed")
         messages = [message for name in _MESSAGES for message in _each(body.get(name))]
         if self._max_messages is not None and len(messages) > self._max_messages:
             reason = f"the request has {len(messages)} messages, {self._max_messages} are allowed"
@@ -108,6 +111,13 @@ class SizeGuardPlugin(PolicyPlugin):
 def _length(context: PolicyContext) -> int:
     length = context.environment.get("body_bytes")
     return length if isinstance(length, int) else len(json.dumps(context.arguments, default=str).encode())
+
+
+def _of_a_model(context: PolicyContext) -> bool:
+    """Tell whether the body is a model's: over MCP it is the arguments of a tool, and a plain one without a model anybody's."""
+    wire = context.environment.get("wire")
+    named = context.environment.get("model") or context.arguments.get("model")
+    return wire != "mcp" and (wire != "plain" or isinstance(named, str))
 
 
 def _kinds(messages: Iterable[object]) -> Iterator[str]:

@@ -127,6 +127,37 @@ async def test_a_limit_of_another_wire_is_no_limit(wire: str, operation: str, bo
     assert (await ask(SizeGuardPlugin(max_output_tokens=100), body, wire=wire, operation=operation)).allowed is allowed
 
 
+STRICT = {"max_messages": 2, "content_types": ["text"], "max_output_tokens": 10}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"q": "x"}, {"input": {"path": "a"}}, {"messages": [{"id": 5}]}, {"input": [1, 2, 3]}, {"model": "T", "max_tokens": 99}],
+)
+async def test_of_a_tools_call_over_mcp_only_the_length_is_judged(arguments: dict[str, Any]) -> None:
+    assert (await ask(SizeGuardPlugin(**STRICT), arguments, wire="mcp", operation="tool_call")).allowed
+    capped = await ask(SizeGuardPlugin(max_output_tokens=10, cap_output=True), arguments, wire="mcp")
+    assert capped.allowed and capped.obligations == (), "there is nothing to lower"
+    assert not (await ask(SizeGuardPlugin(max_body_bytes=100), arguments, wire="mcp", body_bytes=101)).allowed
+
+
+async def test_a_plain_body_is_judged_where_it_names_a_model() -> None:
+    plugin = SizeGuardPlugin(**STRICT)
+    assert (await ask(plugin, {"input": [1, 2, 3], "messages": [said(IMAGE)]}, wire="plain")).allowed
+    assert not (await ask(plugin, {"model": "llama", "messages": [said(IMAGE)]}, wire="plain")).allowed
+    assert not (await ask(plugin, {"max_tokens": 11}, wire="plain", model="llama")).allowed
+
+
+async def test_a_gateway_lets_tools_be_called_that_guards_what_its_models_write(make: MakeGateway) -> None:
+    manager, provider = PolicyPluginManager(), FakeProvider()
+    await manager.register_plugin(SizeGuardPlugin(**STRICT))
+    gateway = await make(provider, {"policies": manager}, routes=({"path": "/mcp", "wire": "mcp", "price_usd": "0.001"},))
+    call = {"name": "search", "arguments": {"input": [1, 2, 3]}}
+    answer = await gateway.post({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}, path="/mcp")
+    assert b"size_guard" not in answer.body
+    assert (await gateway.post(CHAT)).status == 403
+
+
 @pytest.mark.parametrize("options", [{"max_messages": 0}, {"max_body_bytes": True}, {"content_types": ["pictures"]}])
 def test_limits_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
