@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from decimal import Decimal, InvalidOperation
 
 from sark_mw import (
@@ -28,7 +29,8 @@ class ApprovalPlugin(PolicyPlugin):
     The denial names an id (`approval_id`). An administrator finds it under `/approvals` of the admin API, approves it there (or
     by `sark-mw approvals`), and gets a token; the caller sends the request again with the header `x-sark-approval`. A token is
     for one principal, one capability and one amount at most, for a time, and for one request: it is used up in the store, so
-    once for all processes, and given back if a later policy or a limit refuses the request. Needs the admin API's token.
+    once for all processes, and given back if a later policy or a limit refuses the request. An MCP batch is one request, and its
+    capability all the tools that it calls. Needs the admin API's token.
     """
 
     version = "1.0.0"
@@ -39,7 +41,7 @@ class ApprovalPlugin(PolicyPlugin):
         self._name = name
         self._above_nanos = _nanos(above_usd)
         self._approvals: Approvals | None = None
-        self._used = RollingWindow(name=name, amount=1, window_seconds=_REMEMBERED_S)
+        self._used = RollingWindow(name=name, amount=1, window_seconds=_REMEMBERED_S, each_call=False)
 
     @property
     def name(self) -> str:
@@ -79,12 +81,13 @@ class ApprovalPlugin(PolicyPlugin):
             f"it may cost ${Decimal(amount) / _NANOS:.2f}, and above ${Decimal(self._above_nanos) / _NANOS:f} needs an approval"
         )
         reason = f"{refused}: {what}" if refused else what
-        if self._approvals is None or len(context.capability_id) > _MAX_NAME or len(context.principal_id) > _MAX_NAME:
+        capability = _capability(context)
+        if self._approvals is None or len(capability) > _MAX_NAME or len(context.principal_id) > _MAX_NAME:
             return PolicyDecision(False, f"{reason}, which cannot be given to it")
         asked = await self._approvals.ask(
             root=context.environment.get("root") or "default",
             principal_id=context.principal_id,
-            capability_id=context.capability_id,
+            capability_id=capability,
             amount_nanos=amount,
             resource_id=context.resource_id,
             model=str(context.environment.get("model") or ""),
@@ -93,12 +96,20 @@ class ApprovalPlugin(PolicyPlugin):
         return PolicyDecision(False, f"{reason}: {asked.approval_id}", {"approval_id": asked.approval_id})
 
 
+def _capability(context: PolicyContext) -> str:
+    """Name what a request wants to do: of a batch, whose calls are judged one by one, every tool unless its route has a name."""
+    tools = [scope[5:] for scope in context.environment.get("scopes") or () if scope.startswith("tool:")]
+    if len(tools) < 2 or context.capability_id not in tools:
+        return context.capability_id
+    return json.dumps(sorted(tools), ensure_ascii=False)
+
+
 def _refuses(approval: Approval | None, context: PolicyContext, amount: int) -> str:
     """Say why a token does not let this request pass; empty if it does."""
     if approval is None:
         return "the approval is not genuine, or its time is over"
     given = (approval.root, approval.principal_id, approval.capability_id)
-    if given != (context.environment.get("root") or "default", context.principal_id, context.capability_id):
+    if given != (context.environment.get("root") or "default", context.principal_id, _capability(context)):
         return "the approval is for another request"
     if amount > approval.amount_nanos:
         return f"the approval is for at most ${Decimal(approval.amount_nanos) / _NANOS:.2f}"

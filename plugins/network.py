@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_interface
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     import maxminddb
 
 _Address = IPv4Address | IPv6Address
-_Networks = tuple[IPv4Network | IPv6Network, ...]
+_Network = IPv4Network | IPv6Network
+#: Bits that stand before an IPv4 address where it is written as an IPv6 one (`::ffff:10.0.0.0`).
+_MAPPED_BITS = 96
 
 
 class NetworkPlugin(PolicyPlugin):
@@ -40,8 +42,8 @@ class NetworkPlugin(PolicyPlugin):
     ) -> None:
         self._name = name
         self._allow, self._deny = _networks("allow", allow), _networks("deny", deny)
-        self._allow_countries = frozenset(code.upper() for code in allow_countries)
-        self._deny_countries = frozenset(code.upper() for code in deny_countries)
+        self._allow_countries = _countries("allow_countries", allow_countries)
+        self._deny_countries = _countries("deny_countries", deny_countries)
         self._path = country_database
         self._countries: maxminddb.Reader | None = None
         if (self._allow_countries or self._deny_countries) and country_database is None:
@@ -104,10 +106,28 @@ def _country(found: object) -> str | None:
     return None
 
 
-def _networks(field: str, values: Iterable[str]) -> _Networks:
+def _countries(field: str, codes: Iterable[str]) -> frozenset[str]:
+    if isinstance(codes, str):
+        raise ConfigurationError(f"{field} must be a list of codes such as 'DE', not {codes!r}")
+    return frozenset(code.upper() for code in codes)
+
+
+def _networks(field: str, values: Iterable[str]) -> tuple[_Network, ...]:
     if isinstance(values, str):
         raise ConfigurationError(f"{field} must be a list of addresses or networks, not {values!r}")
     try:
-        return tuple(ip_network(value, strict=False) for value in values)
+        return tuple(_network(value) for value in values)
     except ValueError as error:
         raise ConfigurationError(f"{field}: {error}") from None
+
+
+def _network(value: str) -> _Network:
+    """Read a network; one of IPv4 addresses written as IPv6 ones is that of IPv4, since clients are looked at as such."""
+    given = ip_interface(value)
+    mapped = getattr(given.ip, "ipv4_mapped", None)
+    if mapped is None:
+        return given.network
+    bits = given.network.prefixlen - _MAPPED_BITS
+    if bits < 0:
+        raise ValueError(f"{value!r} is wider than all of IPv4: '::ffff:10.0.0.0/104' is '10.0.0.0/8'")
+    return IPv4Network((mapped, bits), strict=False)

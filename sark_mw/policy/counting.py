@@ -40,23 +40,28 @@ def root_of(context: PolicyContext) -> str:
     return context.environment.get("root") or DEFAULT_ROOT
 
 
-def asked_by(context: PolicyContext) -> tuple[str, str] | None:
-    """Name the request, and which call of it this is; None outside a gateway. The same request may be asked about again."""
+def asked_by(context: PolicyContext, *, each_call: bool = True) -> tuple[str, str] | None:
+    """Name the request, and which call of it this is (`each_call`); None outside a gateway. It may be asked about again."""
     request_id = context.environment.get("request_id")
-    return None if request_id is None else (str(request_id), f"{request_id}.{context.environment.get('call', 0)}")
+    if request_id is None:
+        return None
+    return str(request_id), f"{request_id}.{context.environment.get('call', 0) if each_call else 0}"
 
 
 class Counting:
     """Reserves of a plugin's own, on lines of its own, without a lease: counted and decided in one round trip.
 
-    The same request, asked about again (with a cheaper model), is counted once. What was counted for a request that is refused
-    afterwards, by another plugin or by a limit, is given back as soon as `outcomes` tells of it.
+    The same request, asked about again (with a cheaper model), is counted once; of an MCP batch each call (`each_call`), or the
+    batch once. What was counted for a request that is refused afterwards, by another plugin or by a limit, is given back as soon
+    as `outcomes` tells of it.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, each_call: bool = True) -> None:
         self.name = name
+        self._each_call = each_call
         self._tables: dict[str, LimitVersion] = {}
         self._booked: OrderedDict[str, dict[str, tuple[SharedStore, Reserve]]] = OrderedDict()
+        self._sending: dict[str, set[asyncio.Task[ReserveReply]]] = {}
         self._giving: set[asyncio.Task[None]] = set()
         self._outcomes: Outcomes | None = None
 
@@ -80,7 +85,7 @@ class Counting:
 
         Raises the store's errors, `OtherEpochError`, and `PolicyEvaluationError` in a storm of changes.
         """
-        asked, root = asked_by(context), root_of(context)
+        asked, root = asked_by(context, each_call=self._each_call), root_of(context)
         reservation_id = new_reservation_id() if asked is None else f"{asked[1]}.{_digest(lines)}"
         table = self._tables.get(root)
         if table is not None and epoch not in (None, table.epoch):
@@ -99,9 +104,11 @@ class Counting:
                 version=table.version,
                 epoch=table.epoch,
             )
-            if asked is not None:
+            if asked is not None and self._outcomes is not None:
                 self._remember(asked[0], store, reserve)
-            reply = await store.reserve(reserve)
+                reply = await self._send(asked[0], store, reserve)
+            else:
+                reply = await store.reserve(reserve)
             if reply.outcome is Outcome.EXCEEDS_LIMIT and asked is not None:
                 self._booked.get(asked[0], {}).pop(reservation_id, None)
             if reply.outcome is not Outcome.STALE_LIMITS:
@@ -111,31 +118,55 @@ class Counting:
 
     def _remember(self, request_id: str, store: SharedStore, reserve: Reserve) -> None:
         # Before it is sent: if its answer never comes, it may have been counted all the same.
-        if self._outcomes is not None:
-            self._booked.setdefault(request_id, {})[reserve.reservation_id] = (store, reserve)
-            while len(self._booked) > MAX_PENDING:
-                self._booked.popitem(last=False)
+        self._booked.setdefault(request_id, {})[reserve.reservation_id] = (store, reserve)
+        while len(self._booked) > MAX_PENDING:
+            self._booked.popitem(last=False)
+
+    async def _send(self, request_id: str, store: SharedStore, reserve: Reserve) -> ReserveReply:
+        """Reserve to the end even if nobody waits for it any more: given back too early, it would stay counted."""
+        task = asyncio.ensure_future(store.reserve(reserve))
+        self._sending.setdefault(request_id, set()).add(task)
+        task.add_done_callback(lambda done: self._sent(request_id, done))
+        await asyncio.wait([task])
+        return task.result()
+
+    def _sent(self, request_id: str, task: asyncio.Task[ReserveReply]) -> None:
+        under_way = self._sending[request_id]
+        under_way.discard(task)
+        if not under_way:
+            del self._sending[request_id]
+        if not task.cancelled():
+            task.exception()  # told to whoever still waits, and to nobody else
 
     def _heard(self, end: RequestEnd) -> None:
         booked = self._booked.pop(end.request_id, None)
         if booked and not end.admitted:
-            task = asyncio.ensure_future(self._give_back([*booked.values()]))
+            task = asyncio.ensure_future(self._give_back([*booked.values()], [*self._sending.get(end.request_id, ())]))
             self._giving.add(task)
             task.add_done_callback(self._giving.discard)
 
-    async def _give_back(self, booked: list[tuple[SharedStore, Reserve]]) -> None:
+    async def _give_back(self, booked: list[tuple[SharedStore, Reserve]], under_way: list[asyncio.Task[ReserveReply]]) -> None:
+        if under_way:
+            await asyncio.wait(under_way)
         for store, reserve in booked:
             if isinstance(store, GivesBack):
-                try:
-                    await store.give_back(reserve)
-                except StoreError as error:
-                    logger.warning("%s: a refused request stays counted, the store did not take it back: %s", self.name, error)
+                await self._give_back_one(store, reserve)
+
+    async def _give_back_one(self, store: GivesBack, reserve: Reserve) -> None:
+        try:
+            await store.give_back(reserve)
+        except StoreError:
+            try:  # once more: it is taken back once, however often it is asked for
+                await store.give_back(reserve)
+            except StoreError as error:
+                logger.warning("%s: a refused request stays counted, the store did not take it back: %s", self.name, error)
 
     async def aclose(self) -> None:
-        """Hear no more, and end what is being given back."""
+        """Hear no more, and end what is being sent and given back."""
         self.listen(None)
-        if self._giving:
-            await asyncio.wait([*self._giving])
+        under_way = {*self._giving, *(task for tasks in self._sending.values() for task in tasks)}
+        if under_way:
+            await asyncio.wait(under_way)
 
 
 def _digest(lines: tuple[Line, ...]) -> str:

@@ -34,7 +34,8 @@ class HourlyAmounts:
     """Amounts by key and hour (UTC), for so many `hours`; `bind` lends it what a plugin is lent.
 
     Two calls for a request: `past`, which is read once an hour, and `add`, which counts and decides in one round trip. What was
-    added for a request that is refused afterwards is given back. An hour is told by the context's timestamp.
+    added for a request that is refused afterwards is given back; an MCP batch, whose price is that of all its calls, is added
+    once. An hour is told by the context's timestamp.
     """
 
     def __init__(self, *, name: str, hours: int = 72) -> None:
@@ -43,7 +44,7 @@ class HourlyAmounts:
         self._name = name
         self._hours = hours
         self._store: SharedStore | None = None
-        self._counting = Counting(name)
+        self._counting = Counting(name, each_call=False)
         self._known: OrderedDict[str, tuple[int, tuple[int, ...]]] = OrderedDict()
 
     def bind(self, services: PolicyServices) -> None:

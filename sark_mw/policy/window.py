@@ -44,7 +44,8 @@ class RollingWindow:
 
     With a store this is one reserve with a lease of 0 on one rolling line: counted and decided in one round trip, by the store's
     clock, accurate to 1/50 of the window. Without one the process counts for itself by `clock` (seconds, monotonic). `bind` lends
-    it what a plugin is lent: then it gives back what it counted for requests that another plugin or a limit refused.
+    it what a plugin is lent: then it gives back what it counted for requests that another plugin or a limit refused. Each call of
+    an MCP batch is counted for itself, or with `each_call=False` the request once.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class RollingWindow:
         window_seconds: int,
         store: SharedStore | None = None,
         clock: Callable[[], float] = time.monotonic,
+        each_call: bool = True,
     ) -> None:
         if isinstance(amount, bool) or not isinstance(amount, int) or amount < 0:
             raise ConfigurationError(f"{name}: the number of requests must be a whole number from 0, not {amount!r}")
@@ -68,7 +70,8 @@ class RollingWindow:
         self._seconds = window_seconds
         self._clock = clock
         self._own = _OwnAdmissions(window_seconds)
-        self._counting = Counting(name)
+        self._each_call = each_call
+        self._counting = Counting(name, each_call=each_call)
         self._pending: OrderedDict[str, dict[str, tuple[str, float]]] = OrderedDict()
         self._outcomes: Outcomes | None = None
 
@@ -119,7 +122,7 @@ class RollingWindow:
         return self._count(line.counter, admitted, remaining, now, shared=True)
 
     def _remember(self, context: PolicyContext, key: str, now: float) -> None:
-        asked = asked_by(context)
+        asked = asked_by(context, each_call=self._each_call)
         if asked is not None and self._outcomes is not None:
             self._pending.setdefault(asked[0], {})[f"{asked[1]}|{key}"] = (key, now)
             while len(self._pending) > MAX_PENDING:
@@ -145,7 +148,7 @@ class RollingWindow:
         )
 
     def _take_alone(self, key: str, context: PolicyContext) -> WindowCount:
-        now, asked = self._clock(), asked_by(context)
+        now, asked = self._clock(), asked_by(context, each_call=self._each_call)
         if asked is not None and f"{asked[1]}|{key}" in self._pending.get(asked[0], {}):
             return self._count(key, True, self._amount - self._own.count(key, now), now, shared=False)
         count = self._own.add(key, now, at_most=self._amount)

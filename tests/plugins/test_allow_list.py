@@ -53,6 +53,7 @@ async def test_rules_are_about_those_who_touch_their_scopes_and_all_of_them_must
     assert await model(plugin, "gpt-4o") and not await model(plugin, "gpt-4o", environment=intern)
     assert await model(plugin, "gpt-4o-mini", environment=intern)
     assert not await model(plugin, "o1") and await model(plugin, "o1", principal_id="key:abc")
+    assert await model(plugin, "gpt-4o", environment={"scopes": ["team:Interns"]}), "upper and lower case apart"
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,8 @@ async def test_rules_are_about_those_who_touch_their_scopes_and_all_of_them_must
         ([{"type": "web_search_20250305", "name": "search_it"}], False),
         ([{"functionDeclarations": [{"name": "search_docs"}, {"name": "drop"}]}], False),
         ([{"google_search": {}}], False),
+        ([{"googleSearch": {}}], False),
+        ([{"type": "namespace", "name": "search_all", "tools": [{"type": "function", "name": "drop"}]}], False),
         ([{"type": "custom", "custom": {"name": "drop"}}], False),
         ([{"type": "custom", "custom": {"name": "search_docs"}}], True),
         ({"functionDeclarations": [{"name": "drop"}]}, False),
@@ -82,6 +85,98 @@ async def test_rules_are_about_those_who_touch_their_scopes_and_all_of_them_must
 async def test_tools_that_a_request_offers_are_read_as_each_provider_writes_them(offered: Any, allowed: bool) -> None:
     plugin = AllowListPlugin(tools=["search_*"])
     assert (await ask(plugin, arguments={"tools": offered})).allowed is allowed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"web_search_options": {}}, "web_search"),
+        ({"web_search_options": {"search_context_size": "high"}}, "web_search"),
+        ({"mcp_servers": [{"type": "url", "url": "https://evil.example/sse", "name": "evil"}]}, "mcp"),
+        ({"mcp_servers": {"url": "https://evil.example/sse", "name": "evil"}}, "evil"),
+        ({"plugins": [{"id": "web"}]}, "web"),
+        ({"input": [{"type": "additional_tools", "role": "developer", "tools": [{"type": "web_search"}]}]}, "web_search"),
+        ({"input": [{"type": "tool_search_output", "tools": [{"type": "function", "name": "drop"}]}]}, "drop"),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "hello"},
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "tool_addition", "tool": {"type": "tool_definition", "definition": {"name": "drop"}}},
+                        ],
+                    },
+                ]
+            },
+            "drop",
+        ),
+    ],
+)
+async def test_what_a_request_offers_beside_its_tools_is_a_tool(arguments: dict[str, Any], named: str) -> None:
+    assert not (await ask(AllowListPlugin(tools=[]), arguments=arguments)).allowed
+    denied = await ask(AllowListPlugin(deny_tools=[f"{named[:3]}*"]), arguments=arguments)
+    assert (denied.allowed, denied.reason) == (False, f"the tool {named} is not allowed here")
+    assert (await ask(AllowListPlugin(tools=["web", "web_search", "mcp", "evil", "drop"]), arguments=arguments)).allowed
+    assert (await ask(AllowListPlugin(models=["*"]), arguments=arguments)).allowed
+
+
+async def test_a_server_or_a_plugin_without_a_name_is_denied_where_a_rule_is_about_tools() -> None:
+    for arguments in ({"mcp_servers": [{"url": "https://evil.example"}]}, {"mcp_servers": ["evil"]}, {"plugins": [{}]}):
+        decision = await ask(AllowListPlugin(deny_tools=["drop"]), arguments=arguments)
+        assert (decision.allowed, decision.reason) == (False, "the request offers a tool without a name")
+
+
+async def test_what_a_conversation_only_mentions_is_offered_by_nobody() -> None:
+    reference = {"type": "tool_addition", "tool": {"type": "tool_reference", "name": "search_docs"}}
+    listing = {"type": "mcp_list_tools", "server_label": "docs", "tools": [{"name": "read", "input_schema": {}}]}
+    arguments = {"messages": [{"role": "user", "content": [reference, "text"]}, "odd"], "input": [listing, "text"]}
+    assert (await ask(AllowListPlugin(tools=[]), arguments=arguments)).allowed
+    assert (await ask(AllowListPlugin(tools=[]), arguments={"web_search_options": None, "tools": []})).allowed
+
+
+@pytest.mark.parametrize("pattern", ["google_search*", "googleSearch", "GOOGLE_SEARCH"])
+async def test_geminis_own_tools_are_meant_in_either_spelling(pattern: str) -> None:
+    for name in ("google_search", "googleSearch"):
+        assert not (await ask(AllowListPlugin(deny_tools=[pattern]), arguments={"tools": [{name: {}}]})).allowed
+        assert (await ask(AllowListPlugin(tools=[pattern]), arguments={"tools": [{name: {}}]})).allowed
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"fallbacks": ["gpt-4o"]},
+        {"fallbacks": "gpt-4o"},
+        {"fallbacks": [{"model": "gpt-4o", "max_tokens": 5}]},
+        {"fallbacks": [{"gpt-4o-mini": ["gpt-4.1", "openai/gpt-4o"]}]},
+        {"fallbacks": "default"},
+        {"fallbacks": [7]},
+        {"fallbacks": [{"max_tokens": 7}]},
+        {"models": ["gpt-4o-mini", "openai/gpt-4o"]},
+        {"context_window_fallbacks": [{"gpt-4o-mini": ["gpt-4o"]}]},
+        {"content_policy_fallbacks": [{"gpt-4o-mini": ["gpt-4o"]}]},
+        {"tools": [{"type": "advisor_20260301", "name": "advisor", "model": "gpt-4o"}]},
+        {"tools": [{"type": "image_generation", "svg": {"model": "gpt-4o"}}]},
+    ],
+)
+async def test_a_model_to_fall_back_to_is_judged_like_the_requests_own(named: dict[str, Any]) -> None:
+    arguments = {"model": "gpt-4o-mini", **named}
+    assert not (await ask(AllowListPlugin(models=["gpt-4o-mini", "gpt-4.1"]), arguments=arguments)).allowed
+    assert not (await ask(AllowListPlugin(deny_models=["gpt-4o"]), arguments=arguments)).allowed
+    assert (await ask(AllowListPlugin(deny_tools=["drop"]), arguments=arguments)).allowed
+
+
+async def test_fallbacks_that_are_allowed_pass_and_none_are_none() -> None:
+    plugin = AllowListPlugin(models=["gpt-4o*"])
+    for named in ({"fallbacks": ["gpt-4o-mini"]}, {"fallbacks": None, "models": []}, {"models": ["gpt-4o", "gpt-4o-mini"]}):
+        assert (await ask(plugin, arguments={"model": "gpt-4o", **named})).allowed
+
+
+async def test_over_mcp_the_arguments_of_a_tool_name_no_models_and_offer_no_tools() -> None:
+    plugin = AllowListPlugin(models=["gpt-4o"], tools=["order"])
+    arguments = {"model": "T", "models": ["A"], "fallbacks": [1], "tools": ["hammer"], "mcp_servers": [1], "plugins": [1]}
+    environment = {"wire": "mcp", "scopes": ("user:a", "tool:order")}
+    assert (await ask(plugin, capability_id="order", arguments=arguments, environment=environment)).allowed
 
 
 async def test_functions_of_old_are_tools_and_nameless_ones_pass_where_no_rule_is_about_tools() -> None:
@@ -114,6 +209,11 @@ async def test_a_tool_called_over_mcp_is_its_capability() -> None:
         {"models": "gpt-4o"},
         {"rules": [{"models": ["a"]}]},
         {"rules": [{"scopes": ["team:a"], "model": ["a"]}]},
+        {"rules": [{"scopes": "user:a", "deny_models": ["a"]}]},
+        {"rules": [{"scopes": [], "deny_models": ["a"]}]},
+        {"rules": [{"scopes": [""], "deny_models": ["a"]}]},
+        {"rules": [{"scopes": [7], "deny_models": ["a"]}]},
+        {"rules": {"scopes": ["user:a"], "deny_models": ["a"]}},
     ],
 )
 def test_lists_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:

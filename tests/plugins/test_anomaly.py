@@ -87,6 +87,17 @@ async def test_small_sums_are_never_too_much_and_hours_without_any_use_do_not_co
     assert not (await process.spend(0.2, 31)).allowed
 
 
+async def test_an_mcp_batch_is_counted_once_since_its_amount_is_that_of_all_its_calls(shared: Any) -> None:
+    process = Process(*shared)
+    await steady(process)
+    environment = {"request_id": "batch", "expected_nanos": 3 * DOLLAR, "estimated_nanos": 0}
+    moment = START + timedelta(hours=10)
+    for call in range(5):
+        context = a_context(environment={**environment, "call": call}, timestamp=moment)
+        decision = await process.plugin.evaluate(context)
+        assert decision.allowed and decision.metadata["hour_usd"] == "3.0000"
+
+
 async def test_it_may_only_warn(shared: Any) -> None:
     process = Process(*shared, action="warn")
     await steady(process)

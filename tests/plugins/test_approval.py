@@ -205,6 +205,45 @@ async def test_what_the_budget_or_a_later_plugin_refuses_does_not_use_the_token_
     assert b"has been used" in (await office.post(token=token)).body
 
 
+MCP = {"path": "/mcp", "wire": "mcp", "price_usd": "0.015"}
+
+
+def batch(*tools: str) -> list[dict[str, Any]]:
+    calls = [{"name": tool, "arguments": {"q": tool}} for tool in tools]
+    return [{"jsonrpc": "2.0", "id": n, "method": "tools/call", "params": call} for n, call in enumerate(calls)]
+
+
+@pytest.mark.parametrize("tools", [("search", "search"), ("search", "delete"), ("search", "delete", "search")])
+async def test_an_mcp_batch_waits_as_one_request_and_goes_on_as_one(make: MakeOffice, tools: tuple[str, ...]) -> None:
+    office = await make(routes=(MCP,))
+
+    async def send(*called: str, token: str | None = None) -> str:
+        headers = {"x-sark-approval": token} if token else {}
+        answer = await office.gateway.post(batch(*called), path="/mcp", headers=headers)
+        await office.gateway.quiet()
+        return answer.body.decode()
+
+    assert "needs an approval" in await send(*tools)
+    (waits,) = await office.waiting()
+    assert all(tool in waits["capability"] for tool in tools), waits
+    token = await office.approved(waits["id"])
+    assert "for another request" in await send(*tools, "drop", token=token)
+    assert "Denied" not in await send(*tools, token=token)
+    assert "has been used" in await send(*tools, token=token)
+    assert "Denied" not in await send("search"), "one call is cheap enough"
+
+
+async def test_a_batch_on_a_route_with_a_name_is_of_that_name_and_one_with_endless_names_cannot_be_approved(
+    make: MakeOffice,
+) -> None:
+    office = await make(routes=({**MCP, "capability": "crm"},))
+    await office.gateway.post(batch("read", "write"), path="/mcp")
+    assert [each["capability"] for each in await office.waiting()] == ["crm"]
+    office = await make(routes=(MCP,))
+    answer = await office.gateway.post(batch("a" * 200, "b" * 200), path="/mcp")
+    assert b"cannot be given" in answer.body
+
+
 async def test_one_principal_cannot_push_anothers_request_off_the_list(office: Office) -> None:
     mine = await office.denied(user="user:b")
     for n in range(40):

@@ -26,6 +26,7 @@ from sark_mw._fake_provider import FakeProvider
 from sark_mw._memory_store import MemoryStore
 from sark_mw.enforcement.reconcile import Reconciler
 from sark_mw.errors import StoreUnavailableError
+from sark_mw.reservation import Reserve, ReserveReply
 from tests.asgi.conftest import MakeGateway
 from tests.asgi.driving import CHAT, LONG, Answer, Gateway
 from tests.enforcement import whole
@@ -167,6 +168,83 @@ async def test_a_process_that_counts_alone_gives_back_too() -> None:
     await plugin.on_unload()
     outcomes.tell(RequestEnd(request_id="d", admitted=False))
     assert not await ask("f")
+
+
+class LateStore(MemoryStore):
+    """Carries out what plugins reserve, but late where it is told to wait, as a server does that was sent it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers = asyncio.Event()
+        self.refusals = 0
+        self.sent: list[asyncio.Task[ReserveReply]] = []
+
+    async def reserve(self, request: Reserve) -> ReserveReply:
+        self.sent.append(asyncio.ensure_future(self._carry_out(request)))
+        return await asyncio.shield(self.sent[-1])
+
+    async def _carry_out(self, request: Reserve) -> ReserveReply:
+        await self.answers.wait()
+        return await super().reserve(request)
+
+    async def give_back(self, booked: Reserve) -> bool:
+        if self.refusals:
+            self.refusals -= 1
+            raise StoreUnavailableError("no answer")
+        return await super().give_back(booked)
+
+
+async def on_late_store(most: int, **options: Any) -> tuple[LateStore, Outcomes, PolicyPluginManager]:
+    store, outcomes = LateStore(), Outcomes()
+    await store.begin()
+    manager = PolicyPluginManager(services=PolicyServices(store=store, outcomes=outcomes))
+    await manager.register_plugin(RateLimitPlugin(max_requests=most, **options))
+    return store, outcomes, manager
+
+
+async def asked(manager: PolicyPluginManager, request_id: str) -> PolicyDecision:
+    context = a_context(environment={"request_id": request_id})
+    return (await manager.evaluate_all(context, timeout=0.02))[0]
+
+
+async def test_what_a_rate_limit_reserves_after_its_own_deadline_is_given_back_too() -> None:
+    store, outcomes, manager = await on_late_store(2)
+    for request_id in ("a", "b", "c"):
+        assert (await asked(manager, request_id)).outcome == "timed_out"
+        outcomes.tell(RequestEnd(request_id=request_id, admitted=False))
+    store.answers.set()
+    await settled(manager)
+    assert [(await asked(manager, each)).allowed for each in ("d", "e", "f")] == [True, True, False]
+
+
+async def test_a_request_that_goes_on_after_the_deadline_stays_counted_once() -> None:
+    store, outcomes, manager = await on_late_store(2, on_error="allow")
+    for _ in range(2):  # with a cheaper model
+        assert (await asked(manager, "a")).outcome == "timed_out"
+    outcomes.tell(RequestEnd(request_id="a", admitted=True))
+    store.answers.set()
+    await asyncio.sleep(0.01)
+    assert [(await asked(manager, each)).allowed for each in ("b", "c")] == [True, False]
+
+
+async def test_unloading_waits_for_what_is_still_being_reserved_and_given_back() -> None:
+    store, outcomes, manager = await on_late_store(1)
+    assert (await asked(manager, "a")).outcome == "timed_out"
+    outcomes.tell(RequestEnd(request_id="a", admitted=False))
+    asyncio.get_running_loop().call_later(0.02, store.answers.set)
+    await manager.unregister_plugin("rate_limit")
+    await manager.register_plugin(RateLimitPlugin(max_requests=1))
+    assert (await asked(manager, "b")).allowed
+
+
+async def test_a_store_that_does_not_take_it_back_at_once_is_asked_again() -> None:
+    store, outcomes, manager = await on_late_store(1)
+    store.answers.set()
+    store.refusals = 1
+    assert (await asked(manager, "a")).allowed
+    outcomes.tell(RequestEnd(request_id="a", admitted=False))
+    await settled(manager)
+    assert (await asked(manager, "b")).allowed
 
 
 async def test_a_store_that_does_not_answer_leaves_it_counted_and_says_so(caplog: pytest.LogCaptureFixture) -> None:

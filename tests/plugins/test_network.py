@@ -28,6 +28,15 @@ async def test_an_ipv4_client_of_a_socket_for_both_is_the_ipv4_client() -> None:
     assert await allowed(plugin, "::ffff:10.1.2.3") and not await allowed(plugin, "::ffff:11.1.2.3")
 
 
+async def test_an_ipv4_network_written_as_ipv6_is_the_ipv4_network() -> None:
+    clients = ["10.1.2.3", "::ffff:10.1.2.3", "11.1.2.3", "::ffff:192.0.2.7", "192.0.2.8"]
+    networks = ["::ffff:10.0.0.0/104", "::ffff:192.0.2.7", "::FFFF:0a05:0/112"]
+    assert [await allowed(NetworkPlugin(allow=networks), client) for client in clients] == [True, True, False, True, False]
+    assert [await allowed(NetworkPlugin(deny=networks), client) for client in clients] == [False, False, True, False, True]
+    everyone = NetworkPlugin(deny=["::ffff:0:0/96"])
+    assert not await allowed(everyone, "203.0.113.1") and await allowed(everyone, "2001:db8::1")
+
+
 @pytest.mark.parametrize("client", [None, "", "unix", "10.0.0.300"])
 async def test_a_client_that_cannot_be_placed_is_denied_where_a_list_would_have_to_know_it(client: object) -> None:
     assert not await allowed(NetworkPlugin(allow=["0.0.0.0/0", "::/0"]), client)
@@ -35,7 +44,17 @@ async def test_a_client_that_cannot_be_placed_is_denied_where_a_list_would_have_
     assert await allowed(NetworkPlugin(), client)
 
 
-@pytest.mark.parametrize("options", [{"allow": "10.0.0.0/8"}, {"deny": ["10.0.0.0/40"]}, {"allow_countries": ["DE"]}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"allow": "10.0.0.0/8"},
+        {"deny": ["10.0.0.0/40"]},
+        {"deny": ["::ffff:10.0.0.0/8"]},
+        {"allow_countries": ["DE"]},
+        {"deny_countries": "US", "country_database": "x"},
+        {"allow_countries": "DE", "country_database": "x"},
+    ],
+)
 def test_lists_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
         NetworkPlugin(**options)

@@ -70,6 +70,89 @@ async def test_content_of_other_kinds_than_those_allowed_is_denied(message: dict
     assert (await ask(SizeGuardPlugin(content_types=["text", "tool", "file", kind]), {name: [message]})).allowed
 
 
+PNG = {"inlineData": {"mimeType": "image/png", "data": "AAAA"}}
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        ({"prompt": {"id": "pmpt_1", "variables": {"a": "text", "b": {"type": "input_image", "image_url": "x"}}}}, "image"),
+        ({"prompt": {"id": "pmpt_1", "variables": {"b": {"type": "input_file", "file_id": "x"}}}}, "file"),
+        ({"tools": [{"type": "image_generation", "input_image_mask": {"image_url": "data:x"}}]}, "image"),
+        ({"tools": [{"type": "image_generation", "input_image_mask": {"file_id": "x"}}]}, "image"),
+        ({"tools": [{"type": "code_interpreter", "container": {"type": "auto", "file_ids": ["x"]}}]}, "file"),
+        (
+            {
+                "input": [
+                    {"type": "additional_tools", "tools": [{"type": "image_generation", "input_image_mask": {"file_id": "x"}}]}
+                ]
+            },
+            "image",
+        ),
+        ({"input": [{"type": "computer_call_output", "output": {"type": "computer_screenshot", "file_id": "x"}}]}, "image"),
+        ({"input": [{"type": "image_generation_call", "id": "x", "result": "AAAA"}]}, "image"),
+        ({"input": [{"type": "code_interpreter_call", "outputs": [{"type": "image", "url": "x"}]}]}, "image"),
+        ({"systemInstruction": {"parts": [PNG]}}, "image"),
+        ({"system_instruction": {"parts": PNG}}, "image"),
+        ({"generateContentRequest": {"contents": [{"parts": [PNG]}]}}, "image"),
+        ({"generate_content_request": {"system_instruction": {"parts": [PNG]}}}, "image"),
+        ({"contents": [{"parts": [{"function_response": {"name": "f", "parts": [PNG]}}]}]}, "image"),
+        ({"system": [{"type": "document", "source": {"type": "base64", "data": "AA"}}]}, "file"),
+        ({"system": [{"type": "text", "text": "x"}, {"type": "image", "source": {}}]}, "image"),
+        ({"prediction": {"type": "content", "content": [TEXT, IMAGE]}}, "image"),
+        ({"messages": [said({"type": "text", "text": "x", "image_url": {"url": "x"}})]}, "image"),
+        ({"messages": [said({"text": "x", "input_audio": {"data": "x"}})]}, "audio"),
+        ({"messages": [{"role": "assistant", "content": "x", "audio": {"id": "audio_1"}}]}, "audio"),
+    ],
+)
+async def test_content_is_seen_wherever_a_request_carries_it(body: dict[str, Any], kind: str) -> None:
+    decision = await ask(SizeGuardPlugin(content_types=["text", "tool"]), body)
+    assert not decision.allowed and set(decision.metadata["content"]) - {"text", "tool"} == {kind}
+    assert (await ask(SizeGuardPlugin(content_types=["text", "tool", kind]), body)).allowed
+    assert (await ask(SizeGuardPlugin(max_messages=1), body)).allowed, "only messages are counted as such"
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        ({"mimeType": "Image/png"}, "image"),
+        ({"mime_type": " VIDEO/mp4"}, "video"),
+        ({"mimeType": "application/pdf", "mime_type": "image/png"}, "image"),
+        ({}, "file"),
+    ],
+)
+async def test_media_types_are_read_whatever_their_case(data: dict[str, Any], kind: str) -> None:
+    decision = await ask(SizeGuardPlugin(content_types=["text"]), {"contents": [{"parts": [{"inlineData": data}]}]})
+    assert kind in decision.metadata["content"]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "assistant", "tool_calls": [{"id": "x", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+        {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
+        {"role": "tool", "tool_call_id": "x", "content": "x"},
+        {"role": "function", "name": "f", "content": "x"},
+        {"type": "mcp_approval_response", "approve": True},
+        said({"type": "web_fetch_tool_result", "content": {"type": "web_fetch_result", "url": "x"}}),
+        {"role": "model", "parts": [{"function_call": {"name": "f"}}]},
+        {"role": "model", "parts": [{"executableCode": {"code": "x"}}, {"codeExecutionResult": {"output": "x"}}]},
+    ],
+)
+async def test_what_tools_are_asked_and_answer_is_of_the_kind_tool(message: dict[str, Any]) -> None:
+    field = "contents" if "parts" in message else "messages"
+    decision = await ask(SizeGuardPlugin(content_types=["text"]), {field: [message]})
+    assert not decision.allowed and set(decision.metadata["content"]) <= {"text", "tool"}
+    assert (await ask(SizeGuardPlugin(content_types=["text", "tool"]), {field: [message]})).allowed
+
+
+async def test_fields_that_are_empty_carry_nothing() -> None:
+    messages = [{"role": "assistant", "content": "x", "tool_calls": [], "function_call": None, "audio": None}]
+    body = {"messages": messages, "system": None, "prompt": {"id": "x"}, "tools": [{"type": "function", "name": "f"}, "odd"]}
+    assert (await ask(SizeGuardPlugin(content_types=["text"]), body)).allowed
+    assert (await ask(SizeGuardPlugin(content_types=["text"]), {"prompt": [1, 2], "prediction": {}, "input": [[3]]})).allowed
+
+
 async def test_what_is_text_in_any_dialect_is_text() -> None:
     plugin = SizeGuardPlugin(content_types=["text", "tool"])
     messages = [
@@ -125,6 +208,47 @@ async def test_more_output_than_allowed_is_denied_or_capped(body: dict[str, Any]
 )
 async def test_a_limit_of_another_wire_is_no_limit(wire: str, operation: str, body: dict[str, Any], allowed: bool) -> None:
     assert (await ask(SizeGuardPlugin(max_output_tokens=100), body, wire=wire, operation=operation)).allowed is allowed
+
+
+STRICT = {"max_messages": 2, "content_types": ["text"], "max_output_tokens": 10}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"q": "x"}, {"input": {"path": "a"}}, {"messages": [{"id": 5}]}, {"input": [1, 2, 3]}, {"model": "T", "max_tokens": 99}],
+)
+async def test_of_a_tools_call_over_mcp_only_the_length_is_judged(arguments: dict[str, Any]) -> None:
+    assert (await ask(SizeGuardPlugin(**STRICT), arguments, wire="mcp", operation="tool_call")).allowed
+    capped = await ask(SizeGuardPlugin(max_output_tokens=10, cap_output=True), arguments, wire="mcp")
+    assert capped.allowed and capped.obligations == (), "there is nothing to lower"
+    assert not (await ask(SizeGuardPlugin(max_body_bytes=100), arguments, wire="mcp", body_bytes=101)).allowed
+
+
+async def test_a_plain_body_is_judged_where_it_names_a_model() -> None:
+    plugin = SizeGuardPlugin(**STRICT)
+    assert (await ask(plugin, {"input": [1, 2, 3], "messages": [said(IMAGE)]}, wire="plain")).allowed
+    assert not (await ask(plugin, {"model": "llama", "messages": [said(IMAGE)]}, wire="plain")).allowed
+    assert not (await ask(plugin, {"max_tokens": 11}, wire="plain", model="llama")).allowed
+
+
+async def test_a_gateway_lets_tools_be_called_that_guards_what_its_models_write(make: MakeGateway) -> None:
+    manager, provider = PolicyPluginManager(), FakeProvider()
+    await manager.register_plugin(SizeGuardPlugin(**STRICT))
+    gateway = await make(provider, {"policies": manager}, routes=({"path": "/mcp", "wire": "mcp", "price_usd": "0.001"},))
+    call = {"name": "search", "arguments": {"input": [1, 2, 3]}}
+    answer = await gateway.post({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}, path="/mcp")
+    assert b"size_guard" not in answer.body
+    assert (await gateway.post(CHAT)).status == 403
+
+
+async def test_a_fallback_with_a_limit_of_its_own_does_not_get_round_it() -> None:
+    for cap in (True, False):
+        plugin = SizeGuardPlugin(max_output_tokens=100, cap_output=cap)
+        body = {"max_tokens": 100, "fallbacks": [{"model": "claude-opus", "max_tokens": 101}]}
+        decision = await ask(plugin, body, wire="anthropic", operation="messages")
+        assert (decision.allowed, decision.reason) == (False, "a fallback asks for up to 101 output tokens, 100 are allowed")
+        for fallbacks in ("default", ["claude-haiku"], [{"model": "claude-haiku", "max_tokens": 100}], None):
+            assert (await ask(plugin, {"max_tokens": 100, "fallbacks": fallbacks}, wire="anthropic")).allowed
 
 
 @pytest.mark.parametrize("options", [{"max_messages": 0}, {"max_body_bytes": True}, {"content_types": ["pictures"]}])
