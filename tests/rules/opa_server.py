@@ -1,21 +1,25 @@
-"""OPA's data API as its documentation has it, on a socket, with real Rego behind it (rego-cpp).
-
-`SARK_TEST_OPA_URL` names a real server instead: its policies are put there through OPA's own policy API.
-"""
+"""OPA's data API as its documentation has it, on a socket, with Rego behind it (rego-cpp); and a real OPA, where one is found."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
+import shutil
+import signal
+import subprocess
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 
 from tests.rules.rego_cpp import rego
+from tests.servers.process import ports
 
 
 @dataclass
@@ -65,16 +69,8 @@ class OpaServer:
 
 @asynccontextmanager
 async def opa_server(**modules: str) -> AsyncIterator[OpaServer]:
-    """Run a server with these policies."""
-    real = os.environ.get("SARK_TEST_OPA_URL")
+    """Run the stand-in with these policies."""
     opa = OpaServer(modules)
-    if real:
-        async with httpx2.AsyncClient() as client:
-            for name, source in modules.items():
-                (await client.put(f"{real}/v1/policies/{name}", content=source)).raise_for_status()
-        opa.url = real
-        yield opa
-        return
     server = await asyncio.start_server(opa.serve, "127.0.0.1", 0)
     opa.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
@@ -82,3 +78,60 @@ async def opa_server(**modules: str) -> AsyncIterator[OpaServer]:
     finally:
         server.close()
         await server.wait_closed()
+
+
+def opa_binary() -> str | None:
+    """Find a real OPA: `SARK_TEST_OPA` names it, or it is on PATH."""
+    return os.environ.get("SARK_TEST_OPA") or shutil.which("opa")
+
+
+@dataclass
+class RealOpa:
+    """A running OPA, and its process."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+@asynccontextmanager
+async def real_opa(folder: Path, *options: str, **modules: str) -> AsyncIterator[RealOpa]:
+    """Run a real OPA with these policies; it logs its decisions."""
+    binary = opa_binary()
+    assert binary is not None
+    for name, source in modules.items():
+        (folder / f"{name}.rego").write_text(source)
+    port = ports.claim()
+    log = folder / "opa.log"
+    words = ["run", "--server", "--disable-telemetry", "--addr", f"127.0.0.1:{port}", "--set", "decision_logs.console=true"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [binary, *words, *options, *(f"{name}.rego" for name in modules)], cwd=folder, stdout=output, stderr=output
+        )
+    try:
+        async with httpx2.AsyncClient() as client, asyncio.timeout(30):
+            while True:
+                try:
+                    await client.get(f"http://127.0.0.1:{port}/health")
+                    break
+                except httpx2.TransportError:
+                    assert process.poll() is None, log.read_text()
+                    await asyncio.sleep(0.02)
+        yield RealOpa(f"http://127.0.0.1:{port}", process, log)
+    finally:
+        process.send_signal(signal.SIGCONT)
+        process.kill()
+        process.wait()
+        ports.release(port)
+
+
+Serving = Callable[..., AbstractAsyncContextManager[OpaServer | RealOpa]]
+
+
+def serving(kind: str, folder: Path) -> Serving:
+    """Give what runs a server of this kind: the `stand-in`, or a `real` one, where one is found."""
+    if kind == "stand-in":
+        return opa_server
+    if opa_binary() is None:
+        pytest.skip("no OPA is here: SARK_TEST_OPA names one, or it is on PATH")
+    return partial(real_opa, folder)
