@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -24,6 +25,9 @@ _POLICY = """
     select job_id, config->>$2 as after from timescaledb_information.jobs
     where hypertable_name = 'cost_tracking' and hypertable_schema = current_schema() and proc_name = $1
 """
+#: A lock that is not to be had, a deadlock; and how long and often to try again.
+_BUSY = ("55P03", "40P01")
+_ATTEMPTS, _PAUSE_S = 50, 0.2
 #: The daily sums are refreshed as far back as this; rows must live longer, or a refresh would empty the sums.
 _REFRESHED = timedelta(days=35)
 
@@ -96,12 +100,26 @@ def migrations_for(timescale: Timescale) -> tuple[list[Migration], list[Migratio
 async def _run(connection: _Connection, migration: Migration) -> None:
     record = (migration.track, migration.version, migration.name, migration.description)
     if not migration.in_transaction:
-        await connection.execute(migration.sql)
+        await _insist(connection, migration.sql)
         await connection.execute(_RECORD, *record)
         return
     async with connection.transaction():
         await connection.execute(migration.sql)
         await connection.execute(_RECORD, *record)
+
+
+async def _insist(connection: _Connection, sql: str) -> None:
+    """Run what may be repeated, and what one of TimescaleDB's own jobs may be doing at the same time."""
+    for _ in range(_ATTEMPTS):
+        try:
+            await connection.execute(sql)
+        except Exception as error:
+            if getattr(error, "sqlstate", None) not in _BUSY:
+                raise
+            await asyncio.sleep(_PAUSE_S)
+        else:
+            return
+    await connection.execute(sql)
 
 
 async def _apply(connection: _Connection, policies: Policies, timescale: Timescale) -> list[str]:
