@@ -20,7 +20,12 @@ complete if {
 	is_string(input.principal)
 	is_string(input.model)
 	is_number(input.estimated_usd)
+	is_array(input.scopes)
 	is_array(input.limits)
+	every limit in input.limits {
+		is_number(limit.used)
+		is_number(limit.remaining)
+	}
 }
 
 # The share of a budget, in this policy's own words.
@@ -42,8 +47,10 @@ deny contains sprintf("a request of this size takes too much of the budget of %s
 
 deny contains "runs need the team's approval above $5" if {
 	input.estimated_usd > 5
-	not "tag:approved" in input.scopes
+	not approved
 }
+
+approved if "tag:approved" in input.scopes
 
 small_model if endswith(input.model, "-mini")
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sark_mw import ConfigurationError, PolicyEvaluationError, PolicyPluginManager
-from sark_mw.policy.base import Obligation, PolicyDecision
+from sark_mw.policy.base import Obligation, PolicyContext, PolicyDecision
 from sark_mw.policy.opa import OpaPlugin
 from tests.rules.opa_server import OpaServer, RealOpa, Serving, opa_binary, opa_server, real_opa, serving
 from tests.rules.requests import a_limit, a_request, lending
@@ -42,12 +42,14 @@ def serve(request: pytest.FixtureRequest, tmp_path: Path) -> Serving:
     return serving(request.param, tmp_path)
 
 
-async def asked(opa: OpaServer | RealOpa, *models: str, decision: str = "sark/decision", **options: Any) -> list[PolicyDecision]:
+async def asked(
+    opa: OpaServer | RealOpa, *models: str | PolicyContext, decision: str = "sark/decision", **options: Any
+) -> list[PolicyDecision]:
     plugin = OpaPlugin(opa.url, decision, **{"timeout": 5, **options})
     plugin.bind(lending(a_limit(spent=50)))
     await plugin.on_load()
     try:
-        return [await plugin.evaluate(a_request(model)) for model in models]
+        return [await plugin.evaluate(a_request(each) if isinstance(each, str) else each) for each in models]
     finally:
         await plugin.on_unload()
 
