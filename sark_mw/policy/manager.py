@@ -144,7 +144,7 @@ class PolicyPluginManager:
 
     async def load_file(self, file: PluginFile, enabled: bool = True) -> PolicyPlugin:
         """Load what a `PluginFile` describes; see `load_from_file`."""
-        source = replace(file, packages=self.packages).read()
+        source = await asyncio.to_thread(replace(file, packages=self.packages).read)
         plugin = await source.build()
         try:
             entry = entry_of(plugin, enabled, source.file, source.digest)

@@ -21,7 +21,7 @@ _POLL_S = 0.01
 
 async def renewed(old: Entry, file: PluginFile, services: PolicyServices) -> Entry:
     """Load the file of a plugin anew; whatever it raises, nothing of the new version is left."""
-    source = file.read()
+    source = await asyncio.to_thread(file.read)
     plugin = await source.build()
     try:
         new = entry_of(plugin, old.enabled, file, source.digest)
