@@ -18,7 +18,6 @@ from sark_mw.enforcement.shared_policies import Action
 from sark_mw.errors import ConfigurationError
 from sark_mw.limit_answers import Answer
 from sark_mw.policy.base import PolicyPlugin
-from sark_mw.policy.builtin import is_builtin
 from sark_mw.policy.files import PluginFile
 from sark_mw.policy.manager import PolicyPluginManager
 from sark_mw.policy.packages.lock import hash_of
@@ -100,7 +99,7 @@ def file_state(policies: PolicyPluginManager, file: PluginFile) -> tuple[str, Lo
     lock = policies.packages.lock
     try:
         now = file.contents()
-        state: LockState = "" if lock is None or is_builtin(file.path) else lock.state(file.path, now).value
+        state: LockState = "" if lock is None or file.builtin else lock.state(file.path, now).value
     except ConfigurationError:
         return "", "changed" if lock is not None else ""
     return hash_of(now.source), state

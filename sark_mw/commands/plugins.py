@@ -18,7 +18,6 @@ from sark_mw.commands.plugin_cases import test
 from sark_mw.commands.plugin_checks import check, files_at
 from sark_mw.errors import ConfigurationError
 from sark_mw.plugin_loading import folder_files, load_plugins, make_policies, rule_files, rule_name
-from sark_mw.policy.builtin import is_builtin
 from sark_mw.policy.files import PluginFile
 from sark_mw.policy.manager import PolicyPluginManager
 from sark_mw.policy.packages import LOCK_NAME, Lock, Pin, pin_of
@@ -156,7 +155,7 @@ def _files(chosen: Lock, settings: PolicySettings, paths: list[Path], before: di
 
 async def _pinned(chosen: Lock, files: list[PluginFile]) -> dict[str, Pin]:
     async with reader_at_hand():
-        pins = [await pin_file(chosen, file) for file in files if not is_builtin(file.path)]
+        pins = [await pin_file(chosen, file) for file in files]
     return {pin.path: pin for pin in pins}
 
 

@@ -31,7 +31,7 @@ class PluginFile:
 
     `options_path` is a TOML file of further options, read again with each new version. `packages` are the rules of the manager
     that loads it; a manifest beside it names the class and the options that are not given here. `package` is the folder of a
-    package, which is nothing without its manifest.
+    package, which is nothing without its manifest. `builtin`: it was named as one that comes with sark_mw, and needs no pin.
     """
 
     path: Path
@@ -41,6 +41,7 @@ class PluginFile:
     options_path: Path | None = None
     packages: Packages | None = None
     package: Path | None = None
+    builtin: bool = False
 
     @property
     def place(self) -> Path:
@@ -67,7 +68,7 @@ class PluginFile:
     def read(self) -> PluginSource:
         """Read what the plugin is made of, as far as the rules let it in; raises `ConfigurationError`."""
         now = self.contents()
-        if self.packages is not None:
+        if self.packages is not None and not self.builtin:
             self.packages.admit(self.path, now)
         digest = blake2b(now.source, digest_size=16)
         digest.update(b"\0" + (now.options or b"") + (b"" if now.manifest is None else b"\0" + now.manifest.content))

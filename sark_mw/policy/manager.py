@@ -19,7 +19,7 @@ from sark_mw.policy.base import (
     PolicyPlugin,
     PolicyServices,
 )
-from sark_mw.policy.builtin import is_builtin
+from sark_mw.policy.builtin import names_builtin, resolved_builtin
 from sark_mw.policy.entries import Chain, Entry, chain_of, described, entry_of
 from sark_mw.policy.files import PluginFile
 from sark_mw.policy.loading import forget_module
@@ -125,15 +125,16 @@ class PolicyPluginManager:
         the gateway can: only for files that you trust. `class_name` says which class where there are several. Raises
         `ConfigurationError` with the file and the reason; a failure leaves nothing behind.
         """
-        path = Path(path)
+        path, named = Path(path), names_builtin(Path(path))
+        own = resolved_builtin(path)
         if isolated is None:
-            isolated = self.isolation != "off" and not is_builtin(path)
+            isolated = self.isolation != "off" and own is None
         if isolated and self.isolation == "off":
             raise ConfigurationError(f"{path} is to be isolated, but isolation is off")
         if isolated and isolation is None:
             isolation = self.isolation_options()
-        file = PluginFile(path=path, class_name=class_name, isolation=isolation if isolated else None, options=options)
-        return await self.load_file(file, enabled)
+        where = PluginFile(path=own or path, class_name=class_name, isolation=isolation if isolated else None, builtin=named)
+        return await self.load_file(replace(where, options=options), enabled)
 
     def isolation_options(self, **changes: Any) -> IsolationOptions:
         """Make the options of isolated plugins, by this manager's `isolation`."""

@@ -12,7 +12,6 @@ from packaging.specifiers import SpecifierSet
 
 from sark_mw.errors import ConfigurationError
 from sark_mw.policy.base import PolicyPlugin
-from sark_mw.policy.builtin import is_builtin
 from sark_mw.policy.packages.lock import Lock
 from sark_mw.policy.packages.manifest import Contents, Manifest
 
@@ -36,8 +35,8 @@ class Packages:
         self._together = 0
 
     def admit(self, path: Path, contents: Contents) -> None:
-        """Raise `ConfigurationError` for a file that the lock does not have as it is; what comes with sark_mw needs no pin."""
-        if self.lock is not None and not is_builtin(path):
+        """Raise `ConfigurationError` for a file that the lock does not have as it is."""
+        if self.lock is not None:
             self.lock.check(path, contents)
 
     def accept(self, plugin: PolicyPlugin, manifest: Manifest, path: Path) -> None:
