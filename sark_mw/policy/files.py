@@ -98,7 +98,7 @@ class PluginSource:
             if self.manifest is not None:
                 require_agreement(plugin, self.manifest, file.path, renamed="name" in self.options)
                 if file.packages is not None:
-                    file.packages.accept(plugin, self.manifest, file.path)
+                    file.packages.accept(self.manifest, file.path)
         except BaseException:
             forget_module(type(plugin))
             raise

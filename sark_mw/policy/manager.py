@@ -12,13 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sark_mw.errors import ConfigurationError
 from sark_mw.policy.asking import Round, ask
-from sark_mw.policy.base import (
-    PolicyContext,
-    PolicyDecision,
-    PolicyObserver,
-    PolicyPlugin,
-    PolicyServices,
-)
+from sark_mw.policy.base import PolicyContext, PolicyDecision, PolicyObserver, PolicyPlugin, PolicyServices
 from sark_mw.policy.builtin import names_builtin, resolved_builtin
 from sark_mw.policy.entries import Chain, Entry, chain_of, described, entry_of
 from sark_mw.policy.files import PluginFile
@@ -148,7 +142,7 @@ class PolicyPluginManager:
         source = await asyncio.to_thread(replace(file, packages=self.packages).read)
         plugin = await source.build()
         try:
-            entry = entry_of(plugin, enabled, source.file, source.digest)
+            entry = entry_of(plugin, enabled, source)
             await self._register(entry)
         except BaseException:
             forget_module(type(plugin))
@@ -253,6 +247,11 @@ class PolicyPluginManager:
             if entry is not None:
                 entry.enabled = switches.get(name, entry.by_default)
         self._order()
+
+    def asked_by_default(self, name: str) -> bool:
+        """Tell whether a plugin is there and asked unless somebody switches it off."""
+        entry = self._entries.get(name)
+        return entry is not None and entry.by_default
 
     def get_plugin(self, name: str) -> PolicyPlugin | None:
         """Return the plugin of this name, or None."""
