@@ -167,7 +167,7 @@ class FileWatch:
 
     def _why_kept(self, name: str, going: set[str]) -> str:
         if self._broken:
-            return f"{', '.join(map(str, sorted(self._broken)))} cannot be loaded"
+            return f"{', '.join(repr(str(each)) for each in sorted(self._broken))} cannot be loaded"
         requiring = sorted(set(self._plugins.packages.requiring(name)) - going)
         return f"{', '.join(requiring)} cannot do without it" if requiring else ""
 

@@ -19,6 +19,7 @@ from sark_mw.plugin_loading import load_plugins, make_policies
 from sark_mw.policy.files import PluginFile
 from sark_mw.policy.packages.inspection import inspect_source
 from sark_mw.policy.packages.manifest import ManifestFile
+from sark_mw.policy.packages.scan import scan
 from sark_mw.policy.reloading import FileWatch
 from sark_mw.settings import PolicySettings
 
@@ -151,6 +152,13 @@ async def test_a_source_that_the_parser_chokes_on_costs_the_gateway_nothing(tmp_
     with pytest.raises(ConfigurationError):
         await inspect_source(path.read_bytes())
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 << 10  # KiB
+
+
+def test_a_source_that_the_scanner_chokes_on_is_refused_in_bounded_memory() -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    with pytest.raises(ConfigurationError, match="bandit"):
+        scan(b"import a" + b".a" * 60_000)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss - before < 1100 << 10  # KiB
 
 
 async def test_what_a_source_says_of_itself_steers_no_terminal() -> None:
