@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +21,7 @@ from sark_mw.policy.installed import installed_plugin
 from sark_mw.policy.loading import built
 from sark_mw.policy.manager import PolicyPluginManager
 from sark_mw.policy.packages import Lock
+from sark_mw.policy.packages.inspection import reader_at_hand
 from sark_mw.policy.reloading import FileWatch
 from sark_mw.settings import PluginSettings, PolicySettings
 from sark_mw.settings_policy import RuleSettings
@@ -50,7 +51,10 @@ async def load_plugins(manager: PolicyPluginManager, settings: PolicySettings) -
     """
     loaded: list[str] = []
     try:
-        with manager.packages.together():
+        async with AsyncExitStack() as stack:
+            stack.enter_context(manager.packages.together())
+            if settings.folder is not None or any(plugin.path is not None for plugin in settings.plugins):
+                await stack.enter_async_context(reader_at_hand())
             for plugin in settings.plugins:
                 loaded.append((await _loaded(_said(plugin), _load(manager, plugin))).name)  # noqa: PERF401  # kept if one fails
             for at, rule in enumerate(settings.rules, 1):

@@ -18,7 +18,6 @@ from sark_mw.enforcement.shared_policies import Action
 from sark_mw.errors import ConfigurationError
 from sark_mw.limit_answers import Answer
 from sark_mw.policy.base import PolicyPlugin
-from sark_mw.policy.builtin import is_builtin
 from sark_mw.policy.files import PluginFile
 from sark_mw.policy.manager import PolicyPluginManager
 from sark_mw.policy.packages.lock import hash_of
@@ -100,7 +99,7 @@ def file_state(policies: PolicyPluginManager, file: PluginFile) -> tuple[str, Lo
     lock = policies.packages.lock
     try:
         now = file.contents()
-        state: LockState = "" if lock is None or is_builtin(file.path) else lock.state(file.path, now).value
+        state: LockState = "" if lock is None or file.builtin else lock.state(file.path, now).value
     except ConfigurationError:
         return "", "changed" if lock is not None else ""
     return hash_of(now.source), state
@@ -112,21 +111,23 @@ async def list_plugins(sark: Sark, asked: Asked) -> PluginsAnswer:
 
 
 async def enable_plugin(sark: Sark, asked: Asked) -> PluginDoneAnswer:
-    """Ask a plugin again."""
+    """Ask a plugin again, if those are asked that it requires."""
+    _may_be_on(sark, asked)
     return await _switched(sark, asked, "enable")
 
 
 async def disable_plugin(sark: Sark, asked: Asked) -> PluginDoneAnswer:
     """Ask a plugin no more, unless others that are asked require it."""
-    switched_on = {each["name"] for each in sark.policies.list_plugins(enabled_only=True)}
-    requiring = [name for name in sark.policies.packages.requiring(asked.name) if name in switched_on]
-    if requiring:
-        raise ProblemError(409, f"Plugin {asked.name!r} is required by {', '.join(requiring)}.", "name")
+    _may_be_off(sark, asked)
     return await _switched(sark, asked, "disable")
 
 
 async def reset_plugin(sark: Sark, asked: Asked) -> PluginDoneAnswer:
-    """Let the settings say again whether a plugin is asked."""
+    """Let the settings say again whether a plugin is asked; what they say must be possible as if it were asked for."""
+    if sark.policies.asked_by_default(asked.name):
+        _may_be_on(sark, asked)
+    else:
+        _may_be_off(sark, asked)
     return await _switched(sark, asked, "reset")
 
 
@@ -141,6 +142,24 @@ async def reload_plugin(sark: Sark, asked: Asked) -> PluginDoneAnswer:
     except ConfigurationError as error:
         raise ProblemError(409, f"The version in force stays: {error}", "name") from error
     return await _done(sark, asked)
+
+
+def _may_be_on(sark: Sark, asked: Asked) -> None:
+    switched_on = _switched_on(sark)
+    lacking = [name for name in sark.policies.packages.required(asked.name) if name not in switched_on]
+    if lacking:
+        raise ProblemError(409, f"Plugin {asked.name!r} requires {', '.join(lacking)}, which is not asked.", "name")
+
+
+def _may_be_off(sark: Sark, asked: Asked) -> None:
+    switched_on = _switched_on(sark)
+    requiring = [name for name in sark.policies.packages.requiring(asked.name) if name in switched_on]
+    if requiring:
+        raise ProblemError(409, f"Plugin {asked.name!r} is required by {', '.join(requiring)}.", "name")
+
+
+def _switched_on(sark: Sark) -> set[str]:
+    return {each["name"] for each in sark.policies.list_plugins(enabled_only=True)}
 
 
 async def _switched(sark: Sark, asked: Asked, action: Action) -> PluginDoneAnswer:

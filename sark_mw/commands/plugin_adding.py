@@ -13,6 +13,7 @@ import tomli_w
 import typer
 
 from sark_mw.commands.options import Config, say, warn
+from sark_mw.commands.plugin_cases import MOST_CASES_BYTES
 from sark_mw.commands.plugin_checks import (
     BestEffort,
     ClassName,
@@ -29,6 +30,7 @@ from sark_mw.commands.plugin_checks import (
 from sark_mw.errors import ConfigurationError
 from sark_mw.policy.files import PluginFile
 from sark_mw.policy.packages import LOCK_NAME, MANIFEST_NAME, Lock, ManifestFile, pin_of
+from sark_mw.policy.packages.bounded import content_of
 from sark_mw.policy.packages.lock import hash_of
 from sark_mw.settings import Settings
 
@@ -94,7 +96,7 @@ def _manifest(file: PluginFile, loaded: dict[str, object], class_name: str | Non
 
 def _cases(path: Path) -> dict[str, bytes]:
     cases = path.with_name(CASES_NAME)
-    return {CASES_NAME: cases.read_bytes()} if cases.is_file() else {}
+    return {CASES_NAME: content_of(cases, MOST_CASES_BYTES)} if cases.is_file() else {}
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:

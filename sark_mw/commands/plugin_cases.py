@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,6 +21,9 @@ from sark_mw.errors import ConfigurationError
 from sark_mw.policy.base import PolicyContext, PolicyDecision
 from sark_mw.policy.files import PluginFile
 from sark_mw.policy.manager import PolicyPluginManager
+from sark_mw.policy.packages.bounded import content_of, toml_of
+
+MOST_CASES_BYTES = 1 << 20
 
 
 class _Form(BaseModel):
@@ -109,8 +111,8 @@ def test(
 def read_cases(path: Path) -> Cases:
     """Read a file of cases; raises `ConfigurationError` naming what is wrong in it."""
     try:
-        return Cases.model_validate(tomllib.loads(path.read_text("utf-8")))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return Cases.model_validate(toml_of(content_of(path, MOST_CASES_BYTES), MOST_CASES_BYTES))
+    except (OSError, ConfigurationError) as error:
         raise ConfigurationError(f"{path}: {error}") from error
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]

@@ -18,9 +18,8 @@ from sark_mw.errors import ConfigurationError
 from sark_mw.policy.files import PluginFile, plugin_files
 from sark_mw.policy.installed import GROUP
 from sark_mw.policy.isolated import IsolationOptions
-from sark_mw.policy.options import declared_schema
 from sark_mw.policy.packages import MANIFEST_NAME, Contents, package_file
-from sark_mw.policy.packages.inspection import Inspection, inspect_source
+from sark_mw.policy.packages.inspection import Inspection, inspect_source, reader_at_hand
 from sark_mw.policy.packages.lock import hash_of
 from sark_mw.policy.packages.scan import SEVERITIES, Finding, scan
 
@@ -41,7 +40,6 @@ class Report:
     findings: tuple[Finding, ...] = ()
     #: What it says of itself in the isolated tier; empty where it was not loaded.
     loaded: dict[str, Any] = field(default_factory=dict)
-    schema: dict[str, Any] | None = None
     faults: tuple[str, ...] = ()
 
 
@@ -57,7 +55,7 @@ def check(
     """Report what a plugin imports and asks for, scan it, and load it in isolation; 1 where something is wrong with it."""
     known_severity(severity)
     files = _files(target, class_name, options_of(options), best_effort=best_effort)
-    reports = [asyncio.run(examine(file, severity=severity, scanned=not no_scan)) for file in files]
+    reports = asyncio.run(_examined(files, severity=severity, scanned=not no_scan))
     if as_json:
         say(json.dumps([_as_json(each) for each in reports], indent=2, default=str))
     else:
@@ -129,18 +127,22 @@ def _installed(name: str) -> Path:
     raise ConfigurationError(f"{name}: there is no such file or folder, and no installed plugin of this name")
 
 
+async def _examined(files: list[PluginFile], *, severity: str, scanned: bool) -> list[Report]:
+    async with reader_at_hand():
+        return [await examine(file, severity=severity, scanned=scanned) for file in files]
+
+
 async def examine(file: PluginFile, *, severity: str, scanned: bool) -> Report:
     """Examine one plugin file; what is wrong with it is in the report, what keeps from looking raises `ConfigurationError`."""
     now: Contents = file.contents()
     try:
-        inspection = inspect_source(now.source, file.class_name)
+        inspection = await inspect_source(now.source, file.class_name, file.isolation)
     except ConfigurationError as error:
         return Report(path=file.path, hash=hash_of(now.source), inspection=None, faults=(str(error),))
     findings = tuple(scan(now.source)) if scanned else ()
     grave = sum(finding.reaches(severity) for finding in findings)
     faults = [f"{grave} {'finding' if grave == 1 else 'findings'} of severity {severity} or above"] if grave else []
     loaded: dict[str, Any] = {}
-    schema = declared_schema(now.source, file.class_name)
     try:
         if file.isolation is not None:
             plugin = await file.read().build()
@@ -154,7 +156,6 @@ async def examine(file: PluginFile, *, severity: str, scanned: bool) -> Report:
         inspection=inspection,
         findings=findings,
         loaded=loaded,
-        schema=None if schema is None else dict(schema),
         faults=tuple(faults),
     )
 
@@ -169,7 +170,7 @@ def print_report(report: Report) -> None:
             say(f"            not there in isolation: {', '.join(said.foreign)}")
         needs = report.loaded.get("needs", said.needs)
         say(f"  sees      {'everything but prompts (it names no needs)' if needs is None else ', '.join(needs) or 'nothing'}")
-        say(f"  options   {json.dumps(report.schema) if report.schema else ', '.join(said.options) or 'none'}")
+        say(f"  options   {json.dumps(said.schema) if said.schema else ', '.join(said.options) or 'none'}")
     for finding in report.findings:
         say(f"  {finding.severity:<8}  line {finding.line}: {finding.text} ({finding.test})")
     if report.loaded:
@@ -184,13 +185,14 @@ def print_report(report: Report) -> None:
 
 
 def _as_json(report: Report) -> dict[str, Any]:
+    said = report.inspection
     return {
         "path": str(report.path),
         "hash": report.hash,
         "ok": not report.faults,
         "faults": report.faults,
-        "inspection": None if report.inspection is None else asdict(report.inspection),
+        "inspection": None if said is None else {name: value for name, value in asdict(said).items() if name != "schema"},
         "findings": [asdict(each) for each in report.findings],
         "loaded": report.loaded or None,
-        "options_schema": report.schema,
+        "options_schema": None if said is None else said.schema,
     }

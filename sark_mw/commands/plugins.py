@@ -18,11 +18,10 @@ from sark_mw.commands.plugin_cases import test
 from sark_mw.commands.plugin_checks import check, files_at
 from sark_mw.errors import ConfigurationError
 from sark_mw.plugin_loading import folder_files, load_plugins, make_policies, rule_files, rule_name
-from sark_mw.policy.builtin import is_builtin
 from sark_mw.policy.files import PluginFile
 from sark_mw.policy.manager import PolicyPluginManager
 from sark_mw.policy.packages import LOCK_NAME, Lock, Pin, pin_of
-from sark_mw.policy.packages.inspection import inspect_source
+from sark_mw.policy.packages.inspection import inspect_source, reader_at_hand
 from sark_mw.settings import PolicySettings, Settings
 
 app = typer.Typer(
@@ -129,7 +128,7 @@ def lock(
     settings = Settings.load(config).policy
     chosen = Lock(path=file or settings.lock or Path(LOCK_NAME))
     before = chosen.read() if chosen.path.exists() or only_check else {}
-    pins = {pin.path: pin for pin in _pins(chosen, settings, paths or [], before)}
+    pins = asyncio.run(_pinned(chosen, _files(chosen, settings, paths or [], before)))
     changes = [f"+ {pin.path} {pin.name} {pin.version}".rstrip() for path, pin in pins.items() if path not in before]
     changes += [
         f"~ {path} {_difference(before[path], pin)}" for path, pin in pins.items() if path in before and pin != before[path]
@@ -144,20 +143,23 @@ def lock(
         sys.exit(1)
 
 
-def _pins(chosen: Lock, settings: PolicySettings, paths: list[Path], before: dict[str, Pin]) -> Iterator[Pin]:
+def _files(chosen: Lock, settings: PolicySettings, paths: list[Path], before: dict[str, Pin]) -> list[PluginFile]:
     manager = PolicyPluginManager(isolation="off")
     files = [PluginFile(path=plugin.path) for plugin in settings.plugins if plugin.path is not None]
     files += [PluginFile(path=path) for plugin in settings.plugins for path in rule_files(plugin)]
     files += [*folder_files(manager, settings), *(each for path in paths for each in files_at(path))]
     known = {chosen.key(each.path) for each in files}
     kept = (chosen.path.resolve().parent / path for path in before if path not in known)
-    files += [each for path in kept if path.exists() for each in files_at(path)]
-    for each in files:
-        if not is_builtin(each.path):
-            yield pin_file(chosen, each)
+    return files + [each for path in kept if path.exists() for each in files_at(path)]
 
 
-def pin_file(chosen: Lock, file: PluginFile) -> Pin:
+async def _pinned(chosen: Lock, files: list[PluginFile]) -> dict[str, Pin]:
+    async with reader_at_hand():
+        pins = [await pin_file(chosen, file) for file in files]
+    return {pin.path: pin for pin in pins}
+
+
+async def pin_file(chosen: Lock, file: PluginFile) -> Pin:
     """Pin a file as it is now, by the name and version of its manifest, or those that its source says."""
     now = file.contents()
     if now.manifest is not None:
@@ -165,7 +167,7 @@ def pin_file(chosen: Lock, file: PluginFile) -> Pin:
         return pin_of(chosen.key(file.path), manifest.name, manifest.version, now)
     if file.path.suffix != ".py":
         return pin_of(chosen.key(file.path), file.path.stem, "", now)
-    said = inspect_source(now.source, file.class_name)
+    said = await inspect_source(now.source, file.class_name)
     return pin_of(chosen.key(file.path), said.name or file.path.stem, said.version, now)
 
 

@@ -33,7 +33,17 @@ def builtin_plugin_path(name: str) -> Path:
     raise ConfigurationError(f"the file of the plugin {name!r} is missing from this installation (looked in {looked})")
 
 
-def is_builtin(path: Path) -> bool:
-    """Tell whether a file is one of the plugins that come with sark_mw: they are trusted like the rest of it."""
+def resolved_builtin(path: Path) -> Path | None:
+    """Return where a file that comes with sark_mw really lies, None for any other.
+
+    It is trusted like the rest of sark_mw, if it is read from there: where a link leads may be another place a moment later.
+    """
+    real = path.resolve()
     folders = (_PACKAGE / "_plugins", _PACKAGE.parent / "plugins")
-    return path.stem in BUILTIN_PLUGINS and path.suffix == ".py" and path.resolve().parent in [each.resolve() for each in folders]
+    own = real.stem in BUILTIN_PLUGINS and real.suffix == ".py" and real.parent in [each.resolve() for each in folders]
+    return real if own else None
+
+
+def names_builtin(path: Path) -> bool:
+    """Tell whether a path is, as it is written, that of a plugin that comes with sark_mw: no link is followed."""
+    return path.stem in BUILTIN_PLUGINS and path == builtin_plugin_path(path.stem)

@@ -9,8 +9,9 @@ from typing import Any
 
 from sark_mw.errors import ConfigurationError
 from sark_mw.policy.base import PolicyPlugin
-from sark_mw.policy.files import PluginFile
+from sark_mw.policy.files import PluginFile, PluginSource
 from sark_mw.policy.needs import Lens, lens_for
+from sark_mw.policy.packages import Manifest
 
 ON_ERROR = ("deny", "allow", "skip")
 
@@ -31,6 +32,7 @@ class Entry:
     lens: Lens | None
     file: PluginFile | None = None
     digest: str = ""
+    manifest: Manifest | None = None
     loaded: bool = False
     failures: int = 0
     abandoned: int = 0
@@ -62,7 +64,7 @@ def chain_of(entries: Iterable[Entry]) -> Chain:
     return Chain(ordered, tracked, plain, asks)
 
 
-def entry_of(plugin: PolicyPlugin, enabled: bool, file: PluginFile | None = None, digest: str = "") -> Entry:
+def entry_of(plugin: PolicyPlugin, enabled: bool, source: PluginSource | None = None) -> Entry:
     """Check what a plugin says of itself; raises `ConfigurationError` naming it and what makes no sense."""
     if not isinstance(plugin, PolicyPlugin):
         raise TypeError(f"a plugin must be an instance of a PolicyPlugin subclass, not {plugin!r}")
@@ -90,8 +92,9 @@ def entry_of(plugin: PolicyPlugin, enabled: bool, file: PluginFile | None = None
         concurrent=plugin.concurrent is True,
         isolated=isolated,
         lens=lens,
-        file=file,
-        digest=digest,
+        file=None if source is None else source.file,
+        digest="" if source is None else source.digest,
+        manifest=None if source is None else source.manifest,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -13,12 +12,17 @@ from typing import TYPE_CHECKING, Any
 from sark_mw.errors import ConfigurationError
 from sark_mw.policy.base import PolicyPlugin
 from sark_mw.policy.loading import forget_module, load_plugin
-from sark_mw.policy.options import checked_options, declared_schema
 from sark_mw.policy.packages.admission import Packages, require_agreement, require_sark_mw
+from sark_mw.policy.packages.bounded import content_of, toml_of
+from sark_mw.policy.packages.inspection import check_options
 from sark_mw.policy.packages.manifest import MANIFEST_NAME, Contents, Manifest, is_plugin_file, manifest_beside, package_file
 
 if TYPE_CHECKING:
     from sark_mw.policy.isolated import IsolationOptions
+
+
+#: Of a plugin's source; of a policy's in Rego or WebAssembly, which are bounded again where they are used.
+_MOST_BYTES, _MOST_POLICY_BYTES = 1 << 20, 16 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +31,7 @@ class PluginFile:
 
     `options_path` is a TOML file of further options, read again with each new version. `packages` are the rules of the manager
     that loads it; a manifest beside it names the class and the options that are not given here. `package` is the folder of a
-    package, which is nothing without its manifest.
+    package, which is nothing without its manifest. `builtin`: it was named as one that comes with sark_mw, and needs no pin.
     """
 
     path: Path
@@ -37,6 +41,7 @@ class PluginFile:
     options_path: Path | None = None
     packages: Packages | None = None
     package: Path | None = None
+    builtin: bool = False
 
     @property
     def place(self) -> Path:
@@ -51,6 +56,9 @@ class PluginFile:
 
     def contents(self) -> Contents:
         """Read the files, believing nothing of them; raises `ConfigurationError`."""
+        if not (self.path.name.isprintable() and self.path.parent.name.isprintable()):
+            # It would be written to logs and terminals.
+            raise ConfigurationError(f"the name of the plugin file {str(self.path)!a} is not printable")
         told = _read(self.options_path) if self.options_path is not None and self.options_path.exists() else None
         now = Contents(source=_read(self.path), manifest=manifest_beside(self.path), options=told)
         if self.package is not None and now.manifest is None:
@@ -60,7 +68,7 @@ class PluginFile:
     def read(self) -> PluginSource:
         """Read what the plugin is made of, as far as the rules let it in; raises `ConfigurationError`."""
         now = self.contents()
-        if self.packages is not None:
+        if self.packages is not None and not self.builtin:
             self.packages.admit(self.path, now)
         digest = blake2b(now.source, digest_size=16)
         digest.update(b"\0" + (now.options or b"") + (b"" if now.manifest is None else b"\0" + now.manifest.content))
@@ -90,7 +98,7 @@ class PluginSource:
             if self.manifest is not None:
                 require_agreement(plugin, self.manifest, file.path, renamed="name" in self.options)
                 if file.packages is not None:
-                    file.packages.accept(plugin, self.manifest, file.path)
+                    file.packages.accept(self.manifest, file.path)
         except BaseException:
             forget_module(type(plugin))
             raise
@@ -103,7 +111,7 @@ class PluginSource:
         from sark_mw.policy.isolated import isolate
 
         options = {name: _plain(value) for name, value in self.options.items()}
-        checked_options(declared_schema(self.source, class_name), options, str(file.path))
+        await check_options(self.source, class_name, options, str(file.path), file.isolation)
         try:
             return await isolate(self.source, file.path.stem, class_name, options, file.isolation)
         except ConfigurationError as error:
@@ -135,7 +143,7 @@ def plugin_files(folder: Path, isolation: IsolationOptions | None) -> list[Plugi
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return content_of(path, _MOST_BYTES if path.suffix in (".py", ".toml") else _MOST_POLICY_BYTES)
     except OSError as error:
         raise ConfigurationError(f"cannot read the plugin file {path}: {error.strerror or error}") from error
 
@@ -150,8 +158,8 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 def _options(text: bytes, path: Path | None) -> dict[str, Any]:
     try:
-        return tomllib.loads(text.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return toml_of(text)
+    except ConfigurationError as error:
         raise ConfigurationError(f"{path}: {error}") from error
 
 

@@ -12,14 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sark_mw.errors import ConfigurationError
 from sark_mw.policy.asking import Round, ask
-from sark_mw.policy.base import (
-    PolicyContext,
-    PolicyDecision,
-    PolicyObserver,
-    PolicyPlugin,
-    PolicyServices,
-)
-from sark_mw.policy.builtin import is_builtin
+from sark_mw.policy.base import PolicyContext, PolicyDecision, PolicyObserver, PolicyPlugin, PolicyServices
+from sark_mw.policy.builtin import names_builtin, resolved_builtin
 from sark_mw.policy.entries import Chain, Entry, chain_of, described, entry_of
 from sark_mw.policy.files import PluginFile
 from sark_mw.policy.loading import forget_module
@@ -125,15 +119,16 @@ class PolicyPluginManager:
         the gateway can: only for files that you trust. `class_name` says which class where there are several. Raises
         `ConfigurationError` with the file and the reason; a failure leaves nothing behind.
         """
-        path = Path(path)
+        path, named = Path(path), names_builtin(Path(path))
+        own = resolved_builtin(path)
         if isolated is None:
-            isolated = self.isolation != "off" and not is_builtin(path)
+            isolated = self.isolation != "off" and own is None
         if isolated and self.isolation == "off":
             raise ConfigurationError(f"{path} is to be isolated, but isolation is off")
         if isolated and isolation is None:
             isolation = self.isolation_options()
-        file = PluginFile(path=path, class_name=class_name, isolation=isolation if isolated else None, options=options)
-        return await self.load_file(file, enabled)
+        where = PluginFile(path=own or path, class_name=class_name, isolation=isolation if isolated else None, builtin=named)
+        return await self.load_file(replace(where, options=options), enabled)
 
     def isolation_options(self, **changes: Any) -> IsolationOptions:
         """Make the options of isolated plugins, by this manager's `isolation`."""
@@ -144,10 +139,10 @@ class PolicyPluginManager:
 
     async def load_file(self, file: PluginFile, enabled: bool = True) -> PolicyPlugin:
         """Load what a `PluginFile` describes; see `load_from_file`."""
-        source = replace(file, packages=self.packages).read()
+        source = await asyncio.to_thread(replace(file, packages=self.packages).read)
         plugin = await source.build()
         try:
-            entry = entry_of(plugin, enabled, source.file, source.digest)
+            entry = entry_of(plugin, enabled, source)
             await self._register(entry)
         except BaseException:
             forget_module(type(plugin))
@@ -252,6 +247,11 @@ class PolicyPluginManager:
             if entry is not None:
                 entry.enabled = switches.get(name, entry.by_default)
         self._order()
+
+    def asked_by_default(self, name: str) -> bool:
+        """Tell whether a plugin is there and asked unless somebody switches it off."""
+        entry = self._entries.get(name)
+        return entry is not None and entry.by_default
 
     def get_plugin(self, name: str) -> PolicyPlugin | None:
         """Return the plugin of this name, or None."""

@@ -1,12 +1,15 @@
-"""Check the options of a plugin against what it says that they may be, and name the one at fault."""
+"""Check the options of a trusted plugin against what it says that they may be, and name the one at fault.
+
+What an isolated one says is judged in a process of its own: `packages/inspection.py`.
+"""
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from sark_mw.errors import ConfigurationError
+from sark_mw.policy.packages.reader import UnusableSchemaError, complaint, schema_complaints
 
 
 def checked_options(model: Any, options: Mapping[str, Any], plugin: str) -> dict[str, Any]:
@@ -29,56 +32,22 @@ def checked_options(model: Any, options: Mapping[str, Any], plugin: str) -> dict
     return {name: getattr(made, name) for name in made.model_fields_set}
 
 
-def declared_schema(source: bytes, class_name: str | None) -> Mapping[str, Any] | None:
-    """Read a JSON Schema `options_model` off a plugin's source, which is not run; None where it has none that stands there."""
-    try:
-        module = ast.parse(source)
-    except (SyntaxError, ValueError):
-        return None  # whoever runs it will say so
-    classes = [node for node in module.body if isinstance(node, ast.ClassDef) and class_name in (None, node.name)]
-    found = [value for node in classes if (value := _literal(node)) is not None]
-    return found[0] if len(found) == 1 else None
-
-
-def _literal(node: ast.ClassDef) -> Mapping[str, Any] | None:
-    for each in node.body:
-        targets = each.targets if isinstance(each, ast.Assign) else [each.target] if isinstance(each, ast.AnnAssign) else []
-        if any(isinstance(target, ast.Name) and target.id == "options_model" for target in targets):
-            value = getattr(each, "value", None)
-            try:
-                read = ast.literal_eval(value) if value is not None else None
-            except (ValueError, TypeError, RecursionError):
-                return None
-            return read if isinstance(read, dict) else None
-    return None
-
-
 def _check_schema(schema: Mapping[str, Any], options: Mapping[str, Any], plugin: str) -> None:
     try:
-        # Not a dependency of the base: only plugins with a JSON Schema need it.
-        from jsonschema import SchemaError
-        from jsonschema.validators import validator_for
+        complaints = schema_complaints(schema, options)
     except ImportError as error:
+        # Not a dependency of the base: only plugins with a JSON Schema need it.
         raise ConfigurationError(
             f"options of {plugin} cannot be checked against its JSON Schema: pip install 'sark-mw[schema]'"
         ) from error
-    kind = validator_for(schema)
-    try:
-        kind.check_schema(schema)
-    except SchemaError as error:
-        raise ConfigurationError(f"options_model of {plugin} is no JSON Schema: {error.message}") from error
-    complaints = [_complaint(each.absolute_path, each.message) for each in kind(schema).iter_errors(dict(options))]
+    except UnusableSchemaError as error:
+        raise ConfigurationError(f"options_model of {plugin} is no JSON Schema that can be used: {error}") from error
     if complaints:
-        raise ConfigurationError(f"options of {plugin}: {'; '.join(sorted(complaints))}")
+        raise ConfigurationError(f"options of {plugin}: {'; '.join(complaints)}")
 
 
 def _pydantic(error: ValueError) -> str:
     errors = getattr(error, "errors", None)
     if errors is None:
         return str(error)
-    return "; ".join(_complaint(each["loc"], each["msg"].removeprefix("Value error, ")) for each in errors(include_input=False))
-
-
-def _complaint(path: Iterable[object], message: str) -> str:
-    where = ".".join(str(part) for part in path)
-    return f"{where}: {message}" if where else message
+    return "; ".join(complaint(each["loc"], each["msg"].removeprefix("Value error, ")) for each in errors(include_input=False))

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from sark_mw.errors import ConfigurationError
 from sark_mw.policy.files import PluginFile
+from sark_mw.policy.packages import Packages
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,9 @@ class OvertakenError(ConfigurationError):
 
 class Reloadable(Protocol):
     """What the watch does with what it finds: a `PolicyPluginManager`."""
+
+    #: Tells which plugins require which.
+    packages: Packages
 
     def loaded_files(self) -> Mapping[str, tuple[PluginFile, str]]:
         """Name the plugins that came from files, with the hash of what each was made of."""
@@ -151,19 +155,16 @@ class FileWatch:
     async def _go(self, gone: set[Path]) -> None:
         """Let go what two looks in a row did not find; what is looked at now may be in the middle of being replaced.
 
-        Nothing goes while a new file does not load: that may be what is to take its place.
+        Nothing goes while a new file does not load: that may be what is to take its place. Nor does what others require.
         """
         names = {file.place: name for name, (file, _) in self._plugins.loaded_files().items()}
         for place in gone:
             if place in names and place not in self._missing:
                 logger.warning("policy plugin %r goes with the next look, unless its file %s comes back", names[place], place)
                 continue
-            if place in names and self._broken:
+            if place in names and (why := self._why_kept(names[place], {names[each] for each in gone & names.keys()})):
                 if place not in self._kept:
-                    broken = ", ".join(map(str, sorted(self._broken)))
-                    logger.warning(
-                        "policy plugin %r stays without its file %s while %s cannot be loaded", names[place], place, broken
-                    )
+                    logger.warning("policy plugin %r stays without its file %s while %s", names[place], place, why)
                     self._kept.add(place)
                 continue
             self._kept.discard(place)
@@ -173,6 +174,12 @@ class FileWatch:
                 logger.warning("policy plugin %r goes: its file %s is gone", names[place], place)
                 await self._plugins.unregister_plugin(names[place])
         self._missing = gone & self._from_folder
+
+    def _why_kept(self, name: str, going: set[str]) -> str:
+        if self._broken:
+            return f"{', '.join(repr(str(each)) for each in sorted(self._broken))} cannot be loaded"
+        requiring = sorted(set(self._plugins.packages.requiring(name)) - going)
+        return f"{', '.join(requiring)} cannot do without it" if requiring else ""
 
 
 def _is_gone(place: Path) -> bool:

@@ -21,12 +21,14 @@ _POLL_S = 0.01
 
 async def renewed(old: Entry, file: PluginFile, services: PolicyServices) -> Entry:
     """Load the file of a plugin anew; whatever it raises, nothing of the new version is left."""
-    source = file.read()
+    source = await asyncio.to_thread(file.read)
     plugin = await source.build()
     try:
-        new = entry_of(plugin, old.enabled, file, source.digest)
+        new = entry_of(plugin, old.enabled, source)
         if new.name != old.name:
             raise ConfigurationError(f"{file.path} is plugin {new.name!r} now, and not {old.name!r} any more")
+        if file.packages is not None:
+            file.packages.accept_successor(old.name, new)
         plugin.bind(services)
         await plugin.on_load()
     except BaseException:

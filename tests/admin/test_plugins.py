@@ -127,3 +127,19 @@ async def test_what_is_switched_is_switched_in_every_process_and_after_a_restart
 
 async def _asks(admin: Admin, names: list[str]) -> bool:
     return await asked(admin) == names
+
+
+async def test_a_plugin_is_not_switched_on_while_what_it_requires_is_off(make: MakeAdmin, tmp_path: Path) -> None:
+    (tmp_path / "versioned").mkdir()
+    path = write(tmp_path / "versioned")
+    path.with_name("plugin.toml").write_text('name = "versioned"\nversion = "1"\nrequires = {plugins = {allow_list = ">=1"}}')
+    admin = await make(policy={"plugins": [{"path": str(path), "isolated": False}, {"name": "allow_list"}]})
+    await admin.ask("POST", "/plugins/versioned/disable")
+    await admin.ask("POST", "/plugins/allow_list/disable")
+    for action in ("enable", "reset"):
+        problem = await admin.ask("POST", f"/plugins/versioned/{action}", status=409)
+        assert problem["detail"] == "Plugin 'versioned' requires allow_list, which is not asked."
+    assert await asked(admin) == []
+    await admin.ask("POST", "/plugins/allow_list/reset")
+    await admin.ask("POST", "/plugins/versioned/reset")
+    assert sorted(await asked(admin)) == ["allow_list", "versioned"]

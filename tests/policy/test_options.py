@@ -12,7 +12,7 @@ import pytest
 from sark_mw import ConfigurationError, PolicyContext, PolicyDecision, PolicyPluginManager
 from sark_mw.policy import installed
 from sark_mw.policy.installed import installed_plugin, installed_plugins
-from sark_mw.policy.options import declared_schema
+from sark_mw.policy.packages.reader import declared_schema
 from tests.policy.samples import Sample, a_context
 
 MODELLED = """
@@ -83,7 +83,6 @@ async def test_a_model_that_is_none_is_the_plugins_fault(tmp_path: Path, model: 
         (DESCRIBED, "Modelled", True),
         (DESCRIBED, "Another", False),
         (MODELLED, None, False),
-        ("class Half(", None, False),
         ("class A:\n    options_model: dict = {'type': 'object'}\nclass B:\n    options_model = {}", None, False),
         ("class A:\n    options_model = __import__('os').environ", None, False),
     ],

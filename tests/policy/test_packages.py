@@ -10,8 +10,9 @@ import pytest
 
 from sark_mw import ConfigurationError, PolicyPluginManager
 from sark_mw.plugin_loading import load_plugins, make_policies
-from sark_mw.policy.files import PluginFile, plugin_files
-from sark_mw.policy.packages import Lock, PinState, pin_of
+from sark_mw.policy.builtin import builtin_plugin_path
+from sark_mw.policy.files import PluginFile, PluginSource, plugin_files
+from sark_mw.policy.packages import Contents, Lock, PinState, pin_of
 from sark_mw.policy.reloading import FileWatch
 from sark_mw.settings import PolicySettings
 from tests.policy.samples import a_context
@@ -258,3 +259,58 @@ def test_a_package_whose_file_is_not_to_be_found_is_listed_and_fails_by_itself(t
     (file,) = plugin_files(tmp_path, None)
     with pytest.raises(ConfigurationError, match=r"cannot read the plugin file .*versioned\.py"):
         file.read()
+
+
+# --- what comes with sark_mw is known by where it is read ------------------------------------------------------------
+
+
+async def test_a_link_to_what_comes_with_sark_mw_needs_a_pin_like_any_other_file(tmp_path: Path) -> None:
+    lock = locked(tmp_path)
+    (tmp_path / "plugins").mkdir()
+    link = tmp_path / "plugins" / "size_guard.py"
+    link.symlink_to(builtin_plugin_path("size_guard"))
+    link.with_suffix(".toml").write_text("max_body_bytes = 1")
+    for place in ({"folder": tmp_path / "plugins"}, {"plugins": [{"path": link}]}):
+        settings = PolicySettings.model_validate({**place, "lock": lock.path})
+        with pytest.raises(ConfigurationError, match=r"size_guard\.py is refused: it is not in"):
+            await load_plugins(make_policies(settings), settings)
+    pinned = locked(tmp_path, link)
+    await manager_of(pinned).load_from_file(link)
+
+
+async def test_a_link_that_leads_elsewhere_once_it_was_looked_at_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, link, evil = locked(tmp_path), tmp_path / "rate_limit.py", write(tmp_path, file="evil.py")
+    link.symlink_to(evil)
+    file = PluginFile(path=link, packages=manager_of(lock).packages)
+    read = PluginFile.contents
+
+    def flipped(self: PluginFile) -> Contents:
+        now = read(self)
+        link.unlink()
+        link.symlink_to(builtin_plugin_path("rate_limit"))
+        return now
+
+    monkeypatch.setattr(PluginFile, "contents", flipped)
+    with pytest.raises(ConfigurationError, match="is refused: it is not in"):
+        file.read()
+
+
+async def test_a_link_to_what_comes_with_sark_mw_is_read_from_where_that_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, evil = tmp_path / "rate_limit.py", write(tmp_path, file="evil.py", name="evil")
+    link.symlink_to(builtin_plugin_path("rate_limit"))
+    manager = PolicyPluginManager()
+    read = PluginFile.read
+
+    def flipped(self: PluginFile) -> PluginSource:
+        link.unlink(missing_ok=True)
+        link.symlink_to(evil)
+        return read(self)
+
+    monkeypatch.setattr(PluginFile, "read", flipped)
+    plugin = await manager.load_from_file(link)
+    assert (plugin.name, plugin.isolated) == ("rate_limit", False)
+    await manager.unregister_plugin("rate_limit")

@@ -12,7 +12,6 @@ from packaging.specifiers import SpecifierSet
 
 from sark_mw.errors import ConfigurationError
 from sark_mw.policy.base import PolicyPlugin
-from sark_mw.policy.builtin import is_builtin
 from sark_mw.policy.packages.lock import Lock
 from sark_mw.policy.packages.manifest import Contents, Manifest
 
@@ -22,6 +21,8 @@ class Registered(Protocol):
 
     @property
     def version(self) -> str: ...
+    @property
+    def manifest(self) -> Manifest | None: ...
 
 
 class Packages:
@@ -30,29 +31,39 @@ class Packages:
     def __init__(self, lock: Lock | None, present: Mapping[str, Registered]) -> None:
         self.lock = lock
         self._present = present
-        self._manifests: dict[str, Manifest] = {}
         #: A plugin is tried by itself: what it requires of others is not looked at.
         self.alone = False
         self._together = 0
 
     def admit(self, path: Path, contents: Contents) -> None:
-        """Raise `ConfigurationError` for a file that the lock does not have as it is; what comes with sark_mw needs no pin."""
-        if self.lock is not None and not is_builtin(path):
+        """Raise `ConfigurationError` for a file that the lock does not have as it is."""
+        if self.lock is not None:
             self.lock.check(path, contents)
 
-    def accept(self, plugin: PolicyPlugin, manifest: Manifest, path: Path) -> None:
+    def accept(self, manifest: Manifest, path: Path) -> None:
         """Raise `ConfigurationError` where others that the manifest requires are not there."""
-        if not (self._together or self.alone) and (unmet := self._unmet(manifest)):
+        if not (self._together or self.alone) and (unmet := _unmet(manifest, self._present)):
             raise ConfigurationError(f"{path}: {'; '.join(unmet)}")
-        self._manifests[plugin.name] = manifest
+
+    def accept_successor(self, name: str, new: Registered) -> None:
+        """Raise `ConfigurationError` for a new version of a plugin with which others that are there do not get along."""
+        there = {**self._present, name: new}
+        if unmet := [each for manifest in self._requiring(name).values() for each in _unmet(manifest, there, only=name)]:
+            raise ConfigurationError("; ".join(unmet))
 
     def unmet(self) -> list[str]:
         """List what plugins that are there require of others and do not find."""
-        return [each for name in self._present if name in self._manifests for each in self._unmet(self._manifests[name])]
+        manifests = [each.manifest for each in self._present.values()]
+        return [each for manifest in manifests if manifest is not None for each in _unmet(manifest, self._present)]
 
     def requiring(self, name: str) -> list[str]:
         """Name the plugins that are there and require this one."""
-        return [other for other in self._present if other in self._manifests and name in self._manifests[other].plugins]
+        return list(self._requiring(name))
+
+    def required(self, name: str) -> list[str]:
+        """Name the plugins that this one requires."""
+        there = self._present.get(name)
+        return [] if there is None or there.manifest is None else list(there.manifest.plugins)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -65,14 +76,21 @@ class Packages:
         if not self._together and (unmet := self.unmet()):
             raise ConfigurationError("; ".join(unmet))
 
-    def _unmet(self, manifest: Manifest) -> list[str]:
-        unmet = []
-        for other, wanted in manifest.plugins.items():
-            there = self._present.get(other)
-            if there is None or not wanted.contains(there.version, prereleases=True):
-                found = "it is not there" if there is None else f"version {there.version} is there"
-                unmet.append(f"plugin {manifest.name!r} requires plugin {other!r} {_shown(wanted)}: {found}")
-        return unmet
+    def _requiring(self, name: str) -> dict[str, Manifest]:
+        present = {other: each.manifest for other, each in self._present.items() if other != name}
+        return {other: manifest for other, manifest in present.items() if manifest is not None and name in manifest.plugins}
+
+
+def _unmet(manifest: Manifest, present: Mapping[str, Registered], only: str | None = None) -> list[str]:
+    unmet = []
+    for other, wanted in manifest.plugins.items():
+        there = present.get(other)
+        if only not in (None, other):
+            continue
+        if there is None or not wanted.contains(there.version, prereleases=True):
+            found = "it is not there" if there is None else f"version {there.version} is there"
+            unmet.append(f"plugin {manifest.name!r} requires plugin {other!r} {_shown(wanted)}: {found}")
+    return unmet
 
 
 def require_agreement(plugin: PolicyPlugin, manifest: Manifest, path: Path, *, renamed: bool) -> None:

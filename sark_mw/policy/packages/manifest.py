@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +13,13 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 from sark_mw.errors import ConfigurationError
+from sark_mw.policy.packages.bounded import MOST_TOML_BYTES, content_of, toml_of
 
 MANIFEST_NAME = "plugin.toml"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _FIELDS = frozenset({"name", "version", "description", "class", "requires", "options"})
 _MAX_DESCRIPTION = 1000
+_MAX_NAME, _MAX_SPECIFIER = 100, 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +45,8 @@ class ManifestFile:
     def parse(self) -> Manifest:
         """Read the manifest; raises `ConfigurationError` naming the file and the field at fault."""
         try:
-            return _manifest(tomllib.loads(self.content.decode()))
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError, ConfigurationError) as error:
+            return _manifest(toml_of(self.content))
+        except ConfigurationError as error:
             raise ConfigurationError(f"{self.path}: {error}") from error
 
 
@@ -80,7 +81,7 @@ def manifest_beside(path: Path) -> ManifestFile | None:
     """Read the manifest of a plugin's file; None for a file without one. Raises `ConfigurationError`."""
     beside = path.with_name(MANIFEST_NAME)
     try:
-        content = beside.read_bytes()
+        content = content_of(beside, MOST_TOML_BYTES)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -97,10 +98,10 @@ def manifest_beside(path: Path) -> ManifestFile | None:
 
 
 def _manifest(said: Mapping[str, Any]) -> Manifest:
-    unknown = ", ".join(sorted(said.keys() - _FIELDS))
+    unknown = ", ".join(map(_shown, sorted(said.keys() - _FIELDS)))
     if unknown:
         raise ConfigurationError(f"there is no field {unknown}: one of {', '.join(sorted(_FIELDS))}")
-    name, version = _text(said, "name"), _text(said, "version")
+    name, version = _text(said, "name", most=_MAX_NAME), _text(said, "version", most=_MAX_NAME)
     if not _NAME.fullmatch(name):
         raise ConfigurationError(f"name: letters, digits, '_', '.' and '-' are expected, not {name!r}")
     try:
@@ -114,17 +115,25 @@ def _manifest(said: Mapping[str, Any]) -> Manifest:
         name=name,
         version=version,
         description=_text(said, "description", "")[:_MAX_DESCRIPTION],
-        class_name=_text(said, "class") if "class" in said else None,
+        class_name=_text(said, "class", most=_MAX_NAME) if "class" in said else None,
         sark_mw=_specifier(requires.get("sark-mw", ""), "requires.sark-mw"),
-        plugins={other: _specifier(text, f"requires.plugins.{other}") for other, text in _table(requires, "plugins").items()},
+        plugins={
+            other: _specifier(text, f"requires.plugins.{_shown(other)}") for other, text in _table(requires, "plugins").items()
+        },
         options=_table(said, "options"),
     )
 
 
-def _text(said: Mapping[str, Any], name: str, default: str | None = None) -> str:
+def _shown(key: str) -> str:
+    return key[:_MAX_NAME] if key.isprintable() else ascii(key[:_MAX_NAME])
+
+
+def _text(said: Mapping[str, Any], name: str, default: str | None = None, most: int | None = None) -> str:
     value = said.get(name, default)
     if not isinstance(value, str) or (default is None and not value):
         raise ConfigurationError(f"{name}: a text is expected")
+    if most is not None and len(value) > most:
+        raise ConfigurationError(f"{name}: {most} characters are the most")
     return value
 
 
@@ -136,6 +145,8 @@ def _table(said: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _specifier(text: object, name: str) -> SpecifierSet:
+    if len(str(text)) > _MAX_SPECIFIER:
+        raise ConfigurationError(f"{name}: {_MAX_SPECIFIER} characters are the most")
     try:
         return SpecifierSet(text if isinstance(text, str) else repr(text))
     except InvalidSpecifier as error:

@@ -18,6 +18,16 @@ from sark_mw.errors import ConfigurationError
 
 SEVERITIES = ("low", "medium", "high")
 _DEADLINE_S = 120
+_MEMORY_BYTES, _REPORT_BYTES = 1 << 30, 16 << 20
+#: bandit parses what anyone may have written, and shows lines as long as their author likes. Not every system has each limit.
+_BOUNDED = f"""
+import contextlib, resource, runpy, sys
+for limit, most in ((resource.RLIMIT_AS, {_MEMORY_BYTES}), (resource.RLIMIT_FSIZE, {_REPORT_BYTES}), (resource.RLIMIT_CORE, 0)):
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(limit, (most, most))
+sys.argv[0] = "bandit"
+runpy.run_module("bandit", run_name="__main__", alter_sys=True)
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,20 +59,28 @@ def scan(source: bytes) -> list[Finding]:
     with tempfile.TemporaryDirectory(prefix="sark-mw-scan-") as folder:
         path = Path(folder) / "plugin.py"
         path.write_bytes(source)
-        words = [sys.executable, "-I", "-m", "bandit", "--format", "json", "--quiet", "--exit-zero", "--ignore-nosec", str(path)]
-        try:
-            done = subprocess.run(words, capture_output=True, check=False, cwd=folder, timeout=_DEADLINE_S)  # noqa: S603  # our own words
-        except subprocess.TimeoutExpired as error:
-            raise ConfigurationError(f"bandit did not end within {_DEADLINE_S} s") from error
+        words = ["--format", "json", "--quiet", "--exit-zero", "--ignore-nosec", "--number", "1", str(path)]
+        shown, told = _run([sys.executable, "-I", "-c", _BOUNDED, *words], Path(folder))
     try:
-        said = json.loads(done.stdout)
+        said = json.loads(shown)
         errors = [str(each["reason"]) for each in said["errors"]]
         found = [_finding(each) for each in said["results"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigurationError(f"bandit failed: {done.stderr.decode(errors='replace').strip()[-500:]}") from error
+        raise ConfigurationError(f"bandit failed: {told.decode(errors='replace').strip()[-500:] or 'it was ended'}") from error
     if errors:
         raise ConfigurationError(f"bandit could not read it: {'; '.join(errors)}")
     return sorted(found, key=lambda finding: finding.line)
+
+
+def _run(words: list[str], folder: Path) -> tuple[bytes, bytes]:
+    """Run a command and return what it wrote: into files, whose size is limited."""
+    shown, told = folder / "shown", folder / "told"
+    with shown.open("wb") as out, told.open("wb") as err:
+        try:
+            subprocess.run(words, stdin=subprocess.DEVNULL, stdout=out, stderr=err, check=False, cwd=folder, timeout=_DEADLINE_S)  # noqa: S603  # our own words
+        except subprocess.TimeoutExpired as error:
+            raise ConfigurationError(f"bandit did not end within {_DEADLINE_S} s") from error
+    return shown.read_bytes(), told.read_bytes()
 
 
 def _finding(said: dict[str, Any]) -> Finding:

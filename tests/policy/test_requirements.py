@@ -1,0 +1,58 @@
+"""What plugins require of each other holds while they run: through new versions, and files that go."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sark_mw import ConfigurationError, PolicyPluginManager
+from sark_mw.plugin_loading import load_plugins
+from sark_mw.policy.files import plugin_files
+from sark_mw.policy.reloading import FileWatch
+from sark_mw.settings import PolicySettings
+from tests.policy.test_packages import manager_of, package, reasons
+
+
+async def base_and_upper(folder: Path) -> PolicyPluginManager:
+    """Load a package and one that requires it."""
+    package(folder, "base")
+    package(folder, "upper", more='[requires.plugins]\nbase = ">=1,<2"')
+    manager = manager_of()
+    await load_plugins(manager, PolicySettings(folder=folder, isolation="off"))
+    return manager
+
+
+async def test_a_new_version_that_others_cannot_use_leaves_the_old_one(tmp_path: Path) -> None:
+    manager = await base_and_upper(tmp_path)
+    package(tmp_path, "base", "2")
+    with pytest.raises(ConfigurationError, match=r"'upper' requires plugin 'base' <2,>=1: version 2 is there"):
+        await manager.reload_plugin("base")
+    assert await reasons(manager) == ["1 none", "1 none"] and manager.packages.unmet() == []
+    package(tmp_path, "base", "1.5")
+    await manager.reload_plugin("base")
+    await manager.retired()
+    assert sorted(await reasons(manager)) == ["1 none", "1.5 none"]
+
+
+async def test_what_a_version_that_was_never_taken_up_requires_counts_for_nothing(tmp_path: Path) -> None:
+    manager = await base_and_upper(tmp_path)
+    path = package(tmp_path, "upper", "2")
+    path.write_text(path.read_text().replace("        pass", "        raise ValueError('no')", 1))
+    with pytest.raises(ConfigurationError, match="ValueError: no"):
+        await manager.reload_plugin("upper")
+    assert manager.packages.requiring("base") == ["upper"]
+
+
+async def test_a_plugin_whose_file_is_gone_stays_while_another_requires_it(tmp_path: Path) -> None:
+    manager = await base_and_upper(tmp_path)
+    watch = FileWatch(manager, 1, lambda: plugin_files(tmp_path, None))
+    shutil.rmtree(tmp_path / "base")
+    for _ in range(3):
+        await watch.look()
+    assert await reasons(manager) == ["1 none", "1 none"]
+    shutil.rmtree(tmp_path / "upper")
+    for _ in range(3):
+        await watch.look()
+    assert await reasons(manager) == []
