@@ -24,7 +24,7 @@ def check_negations(name: str, source: str) -> None:
     for line, negated in _negations(source):
         if not _NAME.fullmatch(negated.partition(" with ")[0].strip()):
             raise ConfigurationError(
-                f"{name}, line {line}: `not {negated.strip()[:60]}` would be true here where a field in it is missing, and on OPA "
+                f"{name}, line {line}: `not {negated.strip()[:60]}` would be true here where a field in it is missing, on OPA "
                 "not: make what is negated a rule of its own (`dear if …`), and write `not dear`"
             )
 
