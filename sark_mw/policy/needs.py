@@ -12,7 +12,7 @@ from sark_mw.policy.context import PolicyContext
 #: Where requests of any dialect keep what people and models said; `arguments` alone does not include them.
 PROMPTS = frozenset(
     {
-        "content", "contents", "documents", "generateContentRequest", "input", "instructions", "messages", "prediction", "prompt",
+        "content", "contents", "documents", "generateContentRequest", "generate_content_request", "input", "instructions", "messages", "prediction", "prompt",
         "query", "requests", "suffix", "system", "systemInstruction", "system_instruction", "texts",
     }
 )  # fmt: skip
