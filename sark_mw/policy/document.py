@@ -19,8 +19,13 @@ from sark_mw.policy.needs import PROMPTS
 from sark_mw.policy.unsendable import UnsendableRequestError
 
 MAX_DOCUMENT_BYTES = 1 << 20
+#: How many values a document may have and how deep they may lie: rego-cpp parses the worst of these in a tenth of its deadline.
+MAX_VALUES = 2000
+MAX_DEPTH = 32
 MAX_REPLY_BYTES = 64 << 10
 _MAX_REASON = 500
+#: What is near the ends of a double: beyond them rego-cpp gives up.
+_LEAST, _MOST = 1e-300, 1e300
 _NANOS = 1_000_000_000
 #: Fields of the environment that have a name of their own in the document.
 #: What the document says elsewhere, and an approval's token, which whoever reads it could use up.
@@ -78,13 +83,35 @@ def _shown(each: LimitFigures) -> dict[str, Any]:
 
 def encode(document: Mapping[str, Any]) -> bytes:
     """Write a document as JSON; raises `UnsendableRequestError` for one that is too large, too deep or none."""
+    _measured(document, 0, 0)  # first: what is too large is not even written
     try:
-        data = json.dumps(document, default=_plain, allow_nan=False, separators=(",", ":")).encode()
+        # As UTF-8: not every reader undoes escapes, and a lone surrogate has none.
+        data = _written(document).encode()
     except (ValueError, TypeError, RecursionError) as error:
         raise UnsendableRequestError(f"the request cannot be shown to the policy: {error}") from error
     if len(data) > MAX_DOCUMENT_BYTES:
         raise UnsendableRequestError(f"the request is larger than the {MAX_DOCUMENT_BYTES:,} bytes that are shown to a policy")
     return data
+
+
+def _measured(value: object, values: int, depth: int) -> int:
+    """Count a value and those within, after `values` others; raises `UnsendableRequestError` beyond the bounds."""
+    values += 1
+    if values > MAX_VALUES or depth > MAX_DEPTH:
+        raise UnsendableRequestError(f"policies are shown at most {MAX_VALUES:,} values, {MAX_DEPTH} levels deep")
+    if isinstance(value, str):
+        return values
+    if isinstance(value, (int, float)):
+        if value and not _LEAST <= abs(value) <= _MOST:
+            raise UnsendableRequestError("a number is larger or smaller than every policy can read")
+        return values
+    if isinstance(value, (dict, Mapping)):  # by its class first, which is much faster
+        value = value.values()
+    elif not isinstance(value, (list, tuple, set, frozenset)):
+        return values
+    for each in value:
+        values = _measured(each, values, depth + 1)
+    return values
 
 
 def _plain(value: object) -> object:
@@ -93,6 +120,9 @@ def _plain(value: object) -> object:
     if isinstance(value, (set, frozenset, tuple)):
         return sorted(map(str, value))
     return str(value)
+
+
+_written = json.JSONEncoder(default=_plain, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
 
 
 def read_answer(answer: object, name: str) -> PolicyDecision:

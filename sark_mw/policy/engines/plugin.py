@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from sark_mw.errors import PolicyEvaluationError
 from sark_mw.policy.base import LimitReader, PolicyContext, PolicyDecision, PolicyPlugin, PolicyServices
@@ -74,6 +75,10 @@ class EnginePlugin(PolicyPlugin):
         if self._processes is not None:
             await self._processes.stop()
 
+    def _encode(self, document: Mapping[str, Any]) -> bytes:
+        """Write the document for this engine; raises `UnsendableRequestError`."""
+        return encode(document)
+
     @abstractmethod
     def _make(self) -> EngineProcesses:
         """Describe the processes; they are started after that."""
@@ -83,7 +88,7 @@ class EnginePlugin(PolicyPlugin):
             raise PolicyEvaluationError("it was never loaded", plugin_name=self._name)
         figures = await figures_for(context, self._reader) if self._with_limits else ()
         try:
-            body = encode(document_of(context, figures, self._prompts))
+            body = self._encode(document_of(context, figures, self._prompts))
         except UnsendableRequestError as error:
             return denial(error)
         answer = await self._processes.ask(body)

@@ -25,12 +25,12 @@ class Engine:
         interpreter = regopy.Interpreter()
         for name, source in self._modules["modules"].items():
             interpreter.add_module(name, source)
-        interpreter.add_data_json(json.dumps(self._modules["data"]))
+        interpreter.add_data_json(json.dumps(self._modules["data"], ensure_ascii=False))
         self._bundle = interpreter.build(self._query)
         self._interpreter = interpreter
 
     def evaluate(self, data: bytes) -> dict[str, Any]:
-        # JSON is a Rego term.
+        # JSON is a Rego term. Not set_input(): it rounds numbers.
         self._interpreter.set_input_term(data.decode())
         output = self._interpreter.query_bundle(self._bundle)
         text = str(output)
