@@ -52,8 +52,8 @@ class EnginePlugin(PolicyPlugin):
 
     @property
     def timeout(self) -> float | None:
-        # Its process is killed by the deadline; the manager's own time-out comes only after that.
-        return self._options.deadline_s + 1
+        # Its process is killed by the deadline, which begins when it has one; the manager's own time-out comes only after that.
+        return self._options.wait_s + self._options.deadline_s + 1
 
     @property
     def pids(self) -> list[int]:
