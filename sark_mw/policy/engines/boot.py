@@ -12,6 +12,7 @@ import encodings.ascii  # noqa: F401  # looked up by name, when no file can be o
 import importlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -76,6 +77,9 @@ def _serve(engine: Any) -> None:
 
 
 def _main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # Sent to all processes of a service they mean that it drains: its last requests are judged before the gateway ends this.
+        signal.signal(number, signal.SIG_IGN)
     name, packages, parent = sys.argv[1:4]
     here = Path(__file__).resolve().parent
     sys.path[:] = [*(entry for entry in sys.path if entry != str(here)), packages]
