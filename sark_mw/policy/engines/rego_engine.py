@@ -11,9 +11,9 @@ import regopy
 class Engine:
     """One policy and the query that decides."""
 
-    def __init__(self, setup: dict[str, Any], body: bytes) -> None:
+    def __init__(self, setup: dict[str, Any]) -> None:
         self._query = setup["query"]
-        self._modules = json.loads(body)
+        self._body = b""
         self._interpreter = regopy.Interpreter()
         # Whatever it loads lazily is loaded now, while files can be opened.
         self._interpreter.add_module("warm.rego", 'package warm\nallow := input.a == "b" if regex.match("a", "a")')
@@ -21,11 +21,17 @@ class Engine:
         self._interpreter.query("data.warm.allow")
         self._bundle: Any = None
 
+    def compile(self, body: bytes) -> None:
+        """Keep the policy: it is not machine code, and is read only when all is locked down."""
+        self._body = body
+
     def build(self) -> None:
+        """Read the policy."""
+        policy = json.loads(self._body)
         interpreter = regopy.Interpreter()
-        for name, source in self._modules["modules"].items():
+        for name, source in policy["modules"].items():
             interpreter.add_module(name, source)
-        interpreter.add_data_json(json.dumps(self._modules["data"], ensure_ascii=False))
+        interpreter.add_data_json(json.dumps(policy["data"], ensure_ascii=False))
         self._bundle = interpreter.build(self._query)
         self._interpreter = interpreter
 
