@@ -30,6 +30,8 @@ _NANOS = 1_000_000_000
 #: Fields of the environment that have a name of their own in the document.
 #: What the document says elsewhere, and an approval's token, which whoever reads it could use up.
 _NAMED = frozenset({"model", "provider", "root", "scopes", "estimated_nanos", "limits", "approval"})
+#: What ends a line or steers a terminal, wherever a reason is shown.
+_CONTROLS = dict.fromkeys((*range(32), 127, *range(128, 160), 0x2028, 0x2029), " ")
 _ANSWER = frozenset({"allow", "reason", "obligations", "metadata"})
 
 
@@ -133,17 +135,27 @@ def read_answer(answer: object, name: str) -> PolicyDecision:
     if isinstance(answer, bool):
         return PolicyDecision(answer, "" if answer else f"policy {name} says no")
     if not isinstance(answer, dict) or not isinstance(answer.get("allow"), bool):
-        raise PolicyEvaluationError(f"the policy answered neither true, false nor an object with `allow`: {str(answer)[:100]}")
+        raise PolicyEvaluationError(f"the policy answered neither true, false nor an object with `allow`: {repr(answer)[:100]}")
     if unknown := set(answer) - _ANSWER:
         raise PolicyEvaluationError(f"the policy answered with {sorted(map(str, unknown))[0][:40]!r}, which nobody knows")
     allowed = answer["allow"] is True
     reason, metadata = answer.get("reason", ""), answer.get("metadata", {})
     if not isinstance(reason, str) or not isinstance(metadata, dict):
         raise PolicyEvaluationError("the reason must be a text and the metadata an object")
+    try:
+        json.dumps(answer, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        raise PolicyEvaluationError("the policy answered with half a character, or a number without end") from None
     obligations = _obligations(answer.get("obligations", {})) if allowed else ()
     return PolicyDecision(
-        allowed, (reason or ("" if allowed else f"policy {name} says no"))[:_MAX_REASON], metadata, obligations=obligations
+        allowed, on_one_line(reason) or ("" if allowed else f"policy {name} says no"), metadata, obligations=obligations
     )
+
+
+def on_one_line(text: str) -> str:
+    """Shorten a text that a policy wrote, and take out what would forge a line of a log, or has no UTF-8."""
+    shown = text[:_MAX_REASON].translate(_CONTROLS)
+    return shown if shown.isascii() else shown.encode(errors="replace").decode()
 
 
 def _obligations(given: object) -> tuple[Obligation, ...]:

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 from sark_mw.errors import ConfigurationError, PolicyEvaluationError
 from sark_mw.policy.base import LimitReader, PolicyContext, PolicyDecision, PolicyPlugin, PolicyServices
-from sark_mw.policy.document import MAX_REPLY_BYTES, document_of, encode, figures_for, read_answer
+from sark_mw.policy.document import MAX_REPLY_BYTES, document_of, encode, figures_for, on_one_line, read_answer
 from sark_mw.policy.unsendable import UnsendableRequestError, denial
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class OpaPlugin(PolicyPlugin):
             return denial(error)
         answer = await self._post(body)
         decision_id = answer.get("decision_id")
-        told = {"decision_id": decision_id[:100]} if isinstance(decision_id, str) else {}
+        told = {"decision_id": on_one_line(decision_id[:100])} if isinstance(decision_id, str) else {}
         if "result" not in answer:
             return PolicyDecision(False, "the policy does not decide this request", {"undefined": True, **told})
         decision = read_answer(answer["result"], self._name)

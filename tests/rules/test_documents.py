@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from sark_mw import PolicyPluginManager
-from sark_mw.policy.document import MAX_DEPTH, MAX_VALUES, encode
+from sark_mw import PolicyEvaluationError, PolicyPluginManager
+from sark_mw.policy.document import MAX_DEPTH, MAX_VALUES, encode, on_one_line, read_answer
 from sark_mw.policy.rego import RegoPlugin
 from sark_mw.policy.unsendable import UnsendableRequestError
 from tests.rules.requests import a_request, lending
@@ -82,3 +82,42 @@ async def test_a_larger_one_is_denied_whatever_on_error_says_and_costs_nobody_a_
     (innocent,) = await manager.evaluate_all(a_request())
     assert innocent.allowed and plugin.pids == pids
     await manager.unregister_plugin("rego")
+
+
+FORGED = "a\n2026-01-01 [info] allowed \x1b[31m\x00\x9b\u2028\x7f\r"
+
+
+def test_a_reason_stays_on_its_line_and_steers_no_terminal():
+    decision = read_answer({"allow": False, "reason": FORGED}, "rego")
+    assert decision.reason == "a 2026-01-01 [info] allowed  [31m     "
+    assert on_one_line("é\ud800") == "é?"
+    assert len(read_answer({"allow": False, "reason": "x" * 10_000}, "rego").reason) == 500
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"allow": True, "metadata": {"x": "\ud800"}},
+        {"allow": True, "metadata": {"x": float("nan")}},
+        {"allow": True, "obligations": {"add_tag": "tag:\udfff"}},
+        {"allow": True, "reason": "\ud800"},
+    ],
+)
+def test_an_answer_that_has_no_utf_8_or_no_json_is_an_error(answer: Any):
+    with pytest.raises(PolicyEvaluationError):
+        read_answer(answer, "opa")
+
+
+@needs_linux
+async def test_a_callers_text_in_a_reason_or_an_error_forges_no_line_of_a_log():
+    reason = 'package sark\nimport rego.v1\ndecision := {"allow": false, "reason": sprintf("not %v", [input.arguments.x])}'
+    other = "package sark\nimport rego.v1\ndecision := input.arguments.x"
+    for source in (reason, other):
+        plugin = RegoPlugin(source, limits=False, name="rego")
+        manager = PolicyPluginManager()
+        await manager.register_plugin(plugin)
+        (decision,) = await manager.evaluate_all(a_request(x="a\n2026-01-01 [info] allowed\t\r\u2028"))
+        assert not decision.allowed
+        for text in (decision.reason, str(decision.metadata.get("error", ""))):
+            assert "\n" not in text and "\u2028" not in text and "\r" not in text
+        await manager.unregister_plugin("rego")

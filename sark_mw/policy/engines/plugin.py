@@ -8,7 +8,7 @@ from typing import Any
 
 from sark_mw.errors import PolicyEvaluationError
 from sark_mw.policy.base import LimitReader, PolicyContext, PolicyDecision, PolicyPlugin, PolicyServices
-from sark_mw.policy.document import document_of, encode, figures_for, read_answer
+from sark_mw.policy.document import document_of, encode, figures_for, on_one_line, read_answer
 from sark_mw.policy.engines.process import EngineOptions, EngineProcesses
 from sark_mw.policy.unsendable import UnsendableRequestError, denial
 
@@ -95,5 +95,5 @@ class EnginePlugin(PolicyPlugin):
         if "undefined" in answer:
             return PolicyDecision(False, "the policy does not decide this request", {"undefined": True})
         if "result" not in answer:
-            raise PolicyEvaluationError(str(answer.get("error"))[:500], plugin_name=self._name)
+            raise PolicyEvaluationError(on_one_line(str(answer.get("error"))), plugin_name=self._name)
         return read_answer(answer["result"], self._name)
