@@ -39,7 +39,7 @@ class Pool:
         self._wanted = wanted
         self._begin = begin
         self._closed = False
-        self._pause_s = 0.0
+        self._pause_s = _FIRST_PAUSE_S
         self._idle: deque[Child] = deque()
         self._waiting: dict[asyncio.Future[Child], None] = {}
         self._starting: set[asyncio.Task[None]] = set()
@@ -147,7 +147,7 @@ class Pool:
     async def _start_again(self) -> None:
         while not self._closed:
             await asyncio.sleep(self._pause_s)
-            self._pause_s = min(max(self._pause_s * 2, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
+            self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_S)
             try:
                 self.add(await self._begin(self))
             except (ConfigurationError, ChildEndedError, OSError, RuntimeError) as error:  # also no descriptor, memory, thread
