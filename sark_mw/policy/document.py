@@ -19,12 +19,21 @@ from sark_mw.policy.needs import PROMPTS
 from sark_mw.policy.unsendable import UnsendableRequestError
 
 MAX_DOCUMENT_BYTES = 1 << 20
+#: How many values a document may have, for Rego and for others, and how deep they may lie: rego-cpp parses the worst of these in
+#: a tenth of its deadline, and the gateway writes the worst for others in a few milliseconds.
+MAX_REGO_VALUES = 2_000
+MAX_VALUES = 10_000
+MAX_DEPTH = 32
 MAX_REPLY_BYTES = 64 << 10
 _MAX_REASON = 500
+#: What is near the ends of a double: beyond them rego-cpp gives up.
+_LEAST, _MOST = 1e-300, 1e300
 _NANOS = 1_000_000_000
 #: Fields of the environment that have a name of their own in the document.
 #: What the document says elsewhere, and an approval's token, which whoever reads it could use up.
 _NAMED = frozenset({"model", "provider", "root", "scopes", "estimated_nanos", "limits", "approval"})
+#: What ends a line or steers a terminal, wherever a reason is shown.
+_CONTROLS = dict.fromkeys((*range(32), 127, *range(128, 160), 0x2028, 0x2029), " ")
 _ANSWER = frozenset({"allow", "reason", "obligations", "metadata"})
 
 
@@ -77,10 +86,11 @@ def _shown(each: LimitFigures) -> dict[str, Any]:
     }
 
 
-def encode(document: Mapping[str, Any]) -> bytes:
+def encode(document: Mapping[str, Any], most_values: int = MAX_VALUES) -> bytes:
     """Write a document as JSON; raises `UnsendableRequestError` for one that is too large, too deep or none."""
     try:
-        data = json.dumps(document, default=_plain, allow_nan=False, separators=(",", ":")).encode()
+        # As UTF-8: not every reader undoes escapes, and a lone surrogate has none.
+        data = _written(_Copy(most_values).of(document, 0)).encode()
     except (ValueError, TypeError, RecursionError) as error:
         raise UnsendableRequestError(f"the request cannot be shown to the policy: {error}") from error
     if len(data) > MAX_DOCUMENT_BYTES:
@@ -88,12 +98,37 @@ def encode(document: Mapping[str, Any]) -> bytes:
     return data
 
 
-def _plain(value: object) -> object:
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, (set, frozenset, tuple)):
-        return sorted(map(str, value))
-    return str(value)
+class _Copy:
+    """Copy values into what JSON knows, and stop at the bounds: what is too large is not even written."""
+
+    def __init__(self, most_values: int) -> None:
+        self._most = self._left = most_values
+
+    def of(self, value: object, depth: int) -> object:
+        self._left -= 1
+        if self._left < 0 or depth > MAX_DEPTH:
+            raise UnsendableRequestError(f"policies are shown at most {self._most:,} values, {MAX_DEPTH} levels deep")
+        if isinstance(value, str) or value is None:
+            return value
+        if isinstance(value, (int, float)):
+            return _number(value)
+        if isinstance(value, (dict, Mapping)):  # by its class first, which is much faster
+            return {str(name): self.of(each, depth + 1) for name, each in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.of(each, depth + 1) for each in value]
+        if isinstance(value, (set, frozenset)):
+            return [self.of(each, depth + 1) for each in sorted(map(str, value))]
+        return str(value)
+
+
+def _number(value: float) -> float:
+    if value and not _LEAST <= abs(value) <= _MOST:
+        raise UnsendableRequestError("a number is larger or smaller than every policy can read")
+    # Whole ones without a point: OPA 1.10 to 1.20.0 takes 100.0 for 10.0.
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+_written = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
 
 
 def read_answer(answer: object, name: str) -> PolicyDecision:
@@ -104,17 +139,27 @@ def read_answer(answer: object, name: str) -> PolicyDecision:
     if isinstance(answer, bool):
         return PolicyDecision(answer, "" if answer else f"policy {name} says no")
     if not isinstance(answer, dict) or not isinstance(answer.get("allow"), bool):
-        raise PolicyEvaluationError(f"the policy answered neither true, false nor an object with `allow`: {str(answer)[:100]}")
+        raise PolicyEvaluationError(f"the policy answered neither true, false nor an object with `allow`: {repr(answer)[:100]}")
     if unknown := set(answer) - _ANSWER:
         raise PolicyEvaluationError(f"the policy answered with {sorted(map(str, unknown))[0][:40]!r}, which nobody knows")
     allowed = answer["allow"] is True
     reason, metadata = answer.get("reason", ""), answer.get("metadata", {})
     if not isinstance(reason, str) or not isinstance(metadata, dict):
         raise PolicyEvaluationError("the reason must be a text and the metadata an object")
+    try:
+        json.dumps(answer, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        raise PolicyEvaluationError("the policy answered with half a character, or a number without end") from None
     obligations = _obligations(answer.get("obligations", {})) if allowed else ()
     return PolicyDecision(
-        allowed, (reason or ("" if allowed else f"policy {name} says no"))[:_MAX_REASON], metadata, obligations=obligations
+        allowed, on_one_line(reason) or ("" if allowed else f"policy {name} says no"), metadata, obligations=obligations
     )
+
+
+def on_one_line(text: str) -> str:
+    """Shorten a text that a policy wrote, and take out what would forge a line of a log, or has no UTF-8."""
+    shown = text[:_MAX_REASON].translate(_CONTROLS)
+    return shown if shown.isascii() else shown.encode(errors="replace").decode()
 
 
 def _obligations(given: object) -> tuple[Obligation, ...]:
@@ -125,6 +170,8 @@ def _obligations(given: object) -> tuple[Obligation, ...]:
         pairs = [(each["kind"], each["value"]) for each in given]
     else:
         raise PolicyEvaluationError("obligations are an object of kinds and values, or a list of objects with `kind` and `value`")
+    # What a policy reckons with may come back with a point.
+    pairs = [(kind, int(value) if type(value) is float and value.is_integer() else value) for kind, value in pairs]
     if not all(isinstance(kind, str) and type(value) in (str, int) for kind, value in pairs):
         raise PolicyEvaluationError("an obligation has a kind and, as its value, a name or a whole number")
     return tuple(Obligation(kind, value) for kind, value in pairs)

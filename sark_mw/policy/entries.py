@@ -38,7 +38,9 @@ class Entry:
     abandoned: int = 0
     last_error: str = ""
     stuck: list[tuple[object, ...]] = field(default_factory=list)
-    #: The rounds that may still ask it; kept of plugins that can be replaced, so that these serve them to their end.
+    #: It was loaded from a file, or has something to let go of: whoever began with it is served before it is unloaded.
+    tracked: bool
+    #: The rounds that may still ask it; kept if it is tracked.
     rounds: set[object] = field(default_factory=set)
 
 
@@ -49,7 +51,7 @@ class Chain:
     entries: tuple[Entry, ...] = ()
     #: Those whose rounds are kept.
     tracked: tuple[Entry, ...] = ()
-    #: None of them is asked at the same time as others, and none can be replaced: asking is a loop.
+    #: None of them is asked at the same time as others, and none is tracked: asking is a loop.
     plain: bool = True
     needs_limits: bool = False
 
@@ -58,7 +60,7 @@ def chain_of(entries: Iterable[Entry]) -> Chain:
     """Put the plugins in order: by priority, equal ones as they were registered."""
     # Python's sort is stable and dicts keep their order.
     ordered = tuple(sorted(entries, key=lambda entry: entry.priority))
-    tracked = tuple(entry for entry in ordered if entry.file is not None)
+    tracked = tuple(entry for entry in ordered if entry.tracked)
     plain = not tracked and not any(entry.concurrent for entry in ordered)
     asks = any(entry.lens is not None and "limits" in entry.lens.environment.named for entry in ordered)
     return Chain(ordered, tracked, plain, asks)
@@ -95,6 +97,7 @@ def entry_of(plugin: PolicyPlugin, enabled: bool, source: PluginSource | None = 
         file=None if source is None else source.file,
         digest="" if source is None else source.digest,
         manifest=None if source is None else source.manifest,
+        tracked=source is not None or type(plugin).on_unload is not PolicyPlugin.on_unload,
     )
 
 

@@ -12,8 +12,9 @@ from sark_mw.policy.context import PolicyContext
 #: Where requests of any dialect keep what people and models said; `arguments` alone does not include them.
 PROMPTS = frozenset(
     {
-        "content", "contents", "documents", "generateContentRequest", "generate_content_request", "input", "instructions", "messages", "prediction", "prompt",
-        "query", "requests", "suffix", "system", "systemInstruction", "system_instruction", "texts",
+        "content", "contents", "documents", "generateContentRequest", "generate_content_request", "input", "instructions",
+        "messages", "prediction", "prompt", "query", "requests", "suffix", "system", "systemInstruction", "system_instruction",
+        "texts",
     }
 )  # fmt: skip
 _FIELDS = frozenset({"principal_id", "resource_id", "capability_id", "action"})

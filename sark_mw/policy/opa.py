@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from sark_mw.errors import ConfigurationError, PolicyEvaluationError
 from sark_mw.policy.base import LimitReader, PolicyContext, PolicyDecision, PolicyPlugin, PolicyServices
-from sark_mw.policy.document import MAX_REPLY_BYTES, document_of, encode, figures_for, read_answer
+from sark_mw.policy.document import MAX_REPLY_BYTES, document_of, encode, figures_for, on_one_line, read_answer
 from sark_mw.policy.unsendable import UnsendableRequestError, denial
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class OpaPlugin(PolicyPlugin):
         self._transport = transport
         self._reader: LimitReader | None = None
         # Connections belong to the loop that they were opened in.
+        self._exchanges: set[asyncio.Task[dict[str, Any]]] = set()
         self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx2.AsyncClient] = WeakKeyDictionary()
 
     @property
@@ -99,7 +100,12 @@ class OpaPlugin(PolicyPlugin):
         self._client()
 
     async def on_unload(self) -> None:
-        client = self._clients.pop(asyncio.get_running_loop(), None)
+        loop = asyncio.get_running_loop()
+        here = [each for each in self._exchanges if each.get_loop() is loop]
+        for exchange in here:
+            exchange.cancel()
+        await asyncio.gather(*here, return_exceptions=True)
+        client = self._clients.pop(loop, None)
         if client is not None:
             await client.aclose()
 
@@ -109,9 +115,9 @@ class OpaPlugin(PolicyPlugin):
             body = b'{"input":' + encode(document_of(context, figures, self._prompts)) + b"}"
         except UnsendableRequestError as error:
             return denial(error)
-        answer = await self._post(body)
+        answer = await self._exchange(body)
         decision_id = answer.get("decision_id")
-        told = {"decision_id": decision_id[:_MAX_ID]} if isinstance(decision_id, str) else {}
+        told = {"decision_id": on_one_line(decision_id[:_MAX_ID])} if isinstance(decision_id, str) else {}
         if "result" not in answer:
             return PolicyDecision(False, "the policy does not decide this request", {"undefined": True, **told})
         try:
@@ -119,6 +125,22 @@ class OpaPlugin(PolicyPlugin):
         except PolicyEvaluationError as error:
             raise PolicyEvaluationError(f"{error} (decision {told.get('decision_id', 'without an id')})", self._name) from error
         return PolicyDecision(decision.allowed, decision.reason, {**decision.metadata, **told}, obligations=decision.obligations)
+
+    async def _exchange(self, body: bytes) -> dict[str, Any]:
+        # In a task of its own: whoever is cancelled leaves at once, and the connection is put in order however long that takes.
+        exchange = asyncio.ensure_future(self._post(body))
+        self._exchanges.add(exchange)
+        exchange.add_done_callback(self._ended)
+        try:
+            return await asyncio.shield(exchange)
+        except asyncio.CancelledError:
+            exchange.cancel()
+            raise
+
+    def _ended(self, exchange: asyncio.Task[dict[str, Any]]) -> None:
+        self._exchanges.discard(exchange)
+        if not exchange.cancelled():
+            exchange.exception()  # looked at, also where nobody waits any more
 
     async def _post(self, body: bytes) -> dict[str, Any]:
         import httpx2

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from sark_mw.errors import ConfigurationError
-from sark_mw.policy.document import encode
 from sark_mw.policy.engines.plugin import EnginePlugin
 from sark_mw.policy.engines.process import EngineOptions, EngineProcesses
+from sark_mw.policy.rego_negations import check_negations
+from sark_mw.policy.rego_text import encode_for_rego, spelled
 
-_MAX_SOURCE = 1 << 20
+_MAX_BODY = 1 << 20
 
 
 class RegoPlugin(EnginePlugin):
@@ -41,13 +43,29 @@ class RegoPlugin(EnginePlugin):
         options = EngineOptions(deadline_s=deadline_s, memory_bytes=memory_bytes, workers=workers, hardening=hardening)
         super().__init__(name=name, priority=priority, on_error=on_error, prompts=prompts, limits=limits, options=options)
         self._modules = _modules(name, source, path)
+        for module, text in self._modules.items():
+            check_negations(f"{name}: {module}", text)
         if not query.startswith("data."):
             raise ConfigurationError(f"{name}: the query names a rule, as data.sark.decision does, not {query!r}")
         self._query = query
         self._data = dict(data or {})
+        self._body()
+
+    def _body(self) -> bytes:
+        modules = {name: spelled(source) for name, source in self._modules.items()}
+        try:
+            body = json.dumps({"modules": modules, "data": self._data}, allow_nan=False, ensure_ascii=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigurationError(f"{self._name}: its data or source is no plain data: {error}") from error
+        if len(body) > _MAX_BODY:
+            raise ConfigurationError(f"{self._name}: a policy and its data may have {_MAX_BODY:,} bytes at most")
+        return body
+
+    def _encode(self, document: Mapping[str, Any]) -> bytes:
+        return encode_for_rego(document)
 
     def _make(self) -> EngineProcesses:
-        body = encode({"modules": self._modules, "data": self._data})
+        body = self._body()
         return EngineProcesses(self._name, ("rego", "regopy"), {"query": self._query}, body, self._options)
 
 
@@ -66,6 +84,4 @@ def _modules(name: str, source: str | None, path: Path | str | None) -> dict[str
         raise ConfigurationError(f"{name}: {error}") from error
     if not found:
         raise ConfigurationError(f"{name}: there is no .rego file in {where}")
-    if sum(map(len, found.values())) > _MAX_SOURCE:
-        raise ConfigurationError(f"{name}: a policy may have {_MAX_SOURCE:,} characters at most")
     return found

@@ -232,21 +232,28 @@ def test_a_folder_that_is_none_says_so(tmp_path: Path) -> None:
         plugin_files(tmp_path / "missing", None)
 
 
+async def reloading(manager: PolicyPluginManager) -> asyncio.Future[None]:
+    """Begin a reload; its source has been read when this returns."""
+    before = modules()
+    begun = asyncio.ensure_future(manager.reload_plugin("versioned"))
+    while not modules() - before:
+        await asyncio.sleep(0.001)
+    return begun
+
+
 async def test_of_two_reloads_at_once_the_version_that_lies_there_wins_in_the_end(tmp_path: Path) -> None:
     manager, _ = trusted()
     await manager.load_from_file(write(tmp_path))
     watch = FileWatch(manager, 1)
     write(tmp_path, "2", on_load="await asyncio.sleep(0.05)")
-    slow = asyncio.ensure_future(manager.reload_plugin("versioned"))
-    await asyncio.sleep(0)
+    slow = await reloading(manager)
     write(tmp_path, "3", on_load="await asyncio.sleep(0.1)")
     await watch.look()  # it is overtaken by the older one
     await slow
     await watch.look()
     assert await said(manager) == ["3 none"]
-    write(tmp_path, "4", on_load="await asyncio.sleep(0.1)")
-    slow = asyncio.ensure_future(manager.reload_plugin("versioned"))
-    await asyncio.sleep(0)
+    write(tmp_path, "4", on_load="await asyncio.sleep(1)")
+    slow = await reloading(manager)
     write(tmp_path, "5")
     await watch.look()
     with pytest.raises(ConfigurationError, match="was replaced"):

@@ -213,3 +213,31 @@ async def test_decisions_carry_the_version_that_judged() -> None:
     for judge in (allow, broken):
         (decision,) = await (await managed(Versioned("a", judge))).evaluate_all(a_context())
         assert decision.plugin_version == "3.1.4"
+
+
+async def test_a_plugin_with_something_to_let_go_of_is_unloaded_after_the_rounds_that_began_with_it() -> None:
+    order: list[str] = []
+    arrived, go_on = asyncio.Event(), asyncio.Event()
+
+    async def wait(context: PolicyContext) -> PolicyDecision:
+        arrived.set()
+        await go_on.wait()
+        return PolicyDecision(True)
+
+    async def second(context: PolicyContext) -> PolicyDecision:
+        order.append("asked")
+        return PolicyDecision(True)
+
+    class Holding(Sample):
+        async def on_unload(self) -> None:
+            order.append("unloaded")
+
+    manager = await managed(Sample("first", wait, priority=1), Holding("second", second, priority=2))
+    asking = asyncio.create_task(manager.evaluate_all(a_context()))
+    await arrived.wait()
+    leaving = asyncio.create_task(manager.unregister_plugin("second"))
+    await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.gather(asking, leaving)
+    assert order == ["asked", "unloaded"]
+    assert [each.plugin_name for each in await manager.evaluate_all(a_context())] == ["first"]

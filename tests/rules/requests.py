@@ -16,9 +16,9 @@ def a_request(model: str = "gpt-4o", scopes: Sequence[str] = ("user:alice", "tea
     """Make a chat request of alice of the team ml, estimated at 20 cents."""
     return PolicyContext(
         "user:alice",
-        "api.openai.com",
-        "chat.completions",
-        "invoke",
+        "openai",
+        "chat",
+        "chat",
         {"model": model, "messages": [{"role": "user", "content": "SECRET-PROMPT"}], **arguments},
         {"provider": "openai", "model": model, "scopes": tuple(scopes), "root": "acme", "estimated_nanos": DOLLAR // 5},
         NOON,

@@ -41,8 +41,8 @@ async def test_the_rule_of_the_issue_denies_the_dear_model_when_the_team_has_spe
 @pytest.mark.parametrize(
     "when",
     [
-        'request.provider == "openai" && request.action == "invoke" && request.capability == "chat.completions"',
-        'request.resource.endsWith("openai.com") && principal == "user:alice"',
+        'request.provider == "openai" && request.action == "chat" && request.capability == "chat"',
+        'request.resource.endsWith("ai") && principal == "user:alice"',
         "request.estimated_usd > 0.19 && request.estimated_usd < 0.21",
         "request.stream && request.output_limit == 100",
         'request.arguments.tools.exists(t, t.function.name.matches("^delete_"))',

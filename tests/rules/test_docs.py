@@ -89,5 +89,5 @@ def test_the_links_lead_somewhere(to: str):
 
 
 def test_the_sections_that_the_page_points_to_are_there():
-    titles = {title.lower().replace(" ", "-").replace(",", "") for title in re.findall(r"^## (.+)$", PAGE, re.MULTILINE)}
+    titles = {title.lower().replace(" ", "-").replace(",", "") for title in re.findall(r"^##+ (.+)$", PAGE, re.MULTILINE)}
     assert set(re.findall(r"\]\(#([^)]+)\)", PAGE)) <= titles

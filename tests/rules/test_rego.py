@@ -4,8 +4,10 @@ import asyncio
 import os
 import socket
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -44,6 +46,20 @@ async def test_a_policy_in_rego_decides_without_a_server():
     async with loaded(RegoPlugin(SMALL)) as plugin:
         assert (await plugin.evaluate(a_request("gpt-4o-mini"))).allowed
         assert not (await plugin.evaluate(a_request("gpt-4o"))).allowed
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata"])
+async def test_a_policy_may_ask_for_the_time_of_any_zone_though_it_sees_no_file(zone: str):
+    source = f'''
+package sark
+import rego.v1
+decision := {{"allow": true, "reason": sprintf("%d:%d", [hour, minute])}} if {{
+    [hour, minute, _] := time.clock([0, "{zone}"])
+}}
+'''
+    expected = datetime.fromtimestamp(0, ZoneInfo(zone))
+    async with loaded(RegoPlugin(source)) as plugin:
+        assert (await plugin.evaluate(a_request())).reason == f"{expected.hour}:{expected.minute}"
 
 
 async def test_the_cost_policy_that_comes_along_decides_as_on_an_opa_server():
@@ -201,14 +217,12 @@ async def test_its_process_holds_no_privilege_no_descriptor_and_no_environment_o
             assert b"SARK_SECRET" not in Path(f"/proc/{pid}/environ").read_bytes()
 
 
-async def test_a_process_that_is_killed_from_outside_costs_one_request_and_leaves_nothing_behind():
+async def test_a_process_that_is_killed_from_outside_leaves_nothing_behind():
     before, open_before = children(), descriptors()
     async with loaded(RegoPlugin(SMALL, deadline_s=5)) as plugin:
         for _ in range(5):
             old = plugin.pids
             os.kill(old[0], 9)
-            with pytest.raises(PolicyEvaluationError, match="died"):
-                await plugin.evaluate(a_request("gpt-4o-mini"))
             await until_new(plugin, old)
             assert (await plugin.evaluate(a_request("gpt-4o-mini"))).allowed
     assert children() == before
@@ -216,13 +230,12 @@ async def test_a_process_that_is_killed_from_outside_costs_one_request_and_leave
 
 
 async def test_a_caller_who_goes_away_takes_no_answer_from_the_next():
-    async with loaded(RegoPlugin(SOMETIMES_ENDLESS, deadline_s=5)) as plugin:
+    async with loaded(RegoPlugin(SOMETIMES_ENDLESS, deadline_s=0.5)) as plugin:
         gone = asyncio.ensure_future(plugin.evaluate(a_request("o1")))
         await asyncio.sleep(0.1)
         gone.cancel()
         with pytest.raises(asyncio.CancelledError):
             await gone
-        await until_new(plugin, [])
         assert (await plugin.evaluate(a_request("gpt-4o-mini"))).allowed
 
 

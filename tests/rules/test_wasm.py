@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -218,6 +219,38 @@ async def test_its_process_is_held_by_the_kernel():
     assert (seen["NoNewPrivs"], seen["Seccomp"], int(seen["CapEff"], 16)) == ("1", "2", 0)
     if os.getuid() == 0:
         assert set(seen["Uid"].split()) != {"0"}
+
+
+async def test_a_module_is_compiled_as_nobody_and_in_bounded_memory(tmp_path: Path):
+    # One enormous function, with as many values alive: a gigabyte, if one lets it.
+    step = "(local.set {0} (i64.add (local.get {1}) (i64.mul (local.get {2}) (i64.const {3})))) (br_if 0 (i32.eqz (local.get 0)))"
+    body = "".join(step.format(n % 2000 + 2, n * 7 % 2000 + 2, n * 13 % 2000 + 2, n) for n in range(100_000))
+    path = guest(tmp_path, f"(local {' '.join(['i64'] * 2000)}) (block {body}) (i64.const 0)")
+    before, most, seen = children(), 0, set()
+    loading = asyncio.ensure_future(WasmPlugin(path, memory_bytes=1 << 20).on_load())
+    while not loading.done():
+        for pid in children() - before:
+            with contextlib.suppress(OSError, KeyError, IndexError):
+                if b"boot.py" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    continue  # not executed yet, it still shows this process's memory
+                shown = status(pid)
+                most = max(most, int(shown["VmHWM"].split()[0]))
+                if int(shown["VmRSS"].split()[0]) > 150_000:
+                    seen.add((shown["NoNewPrivs"], shown["CapEff"].strip("0"), "0" in shown["Uid"].split() and os.getuid() == 0))
+        await asyncio.sleep(0.005)
+    with pytest.raises(ConfigurationError, match="did not start"):
+        await loading
+    assert seen == {("1", "", False)}
+    assert most < 700_000, "kilobytes: the bound, and the engine"
+
+
+async def test_no_page_of_its_process_can_be_written_and_run():
+    if os.getuid() != 0:
+        pytest.skip("only root may look")
+    async with loaded(WasmPlugin(EXAMPLE)) as plugin:
+        await plugin.evaluate(a_request())
+        rights = [line.split()[1] for line in Path(f"/proc/{plugin.pids[0]}/maps").read_text().splitlines()]
+    assert rights and not [each for each in rights if "w" in each and "x" in each]
 
 
 async def test_many_requests_at_once_each_get_their_own_answer():

@@ -12,13 +12,13 @@ import encodings.ascii  # noqa: F401  # looked up by name, when no file can be o
 import importlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 _ENGINES = {"rego": "rego_engine", "wasm": "wasm_engine"}
-_FOREVER_S = 10**7
 
 
 def read_message() -> bytes | None:
@@ -55,14 +55,6 @@ def _stand_in(name: str, folder: Path) -> None:
         setattr(sys.modules[parent], child, module)
 
 
-def _lock_down(parent: int, memory_bytes: int, *, namespaces: bool) -> dict[str, bool | str]:
-    from sark_mw.policy.isolated.inside import lockdown
-
-    own = lockdown.own_bytes()  # while there is still a /proc to read it from
-    layers = lockdown.take_zygote_down(namespaces=namespaces)
-    return lockdown.WorkerLockdown(layers, own).put_on(memory_bytes, _FOREVER_S, parent)
-
-
 def _serve(engine: Any) -> None:
     while (data := read_message()) is not None:
         try:
@@ -76,6 +68,9 @@ def _serve(engine: Any) -> None:
 
 
 def _main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # Sent to all processes of a service they mean that it drains: its last requests are judged before the gateway ends this.
+        signal.signal(number, signal.SIG_IGN)
     name, packages, parent = sys.argv[1:4]
     here = Path(__file__).resolve().parent
     sys.path[:] = [*(entry for entry in sys.path if entry != str(here)), packages]
@@ -93,8 +88,14 @@ def _main() -> None:
         return
     setup = json.loads(setup_data)
     try:
-        engine = importlib.import_module(f"sark_mw.policy.engines.{_ENGINES[name]}").Engine(setup, body)
-        layers = _lock_down(int(parent), setup["memory_bytes"], namespaces=setup["namespaces"])
+        kind = importlib.import_module(f"sark_mw.policy.engines.{_ENGINES[name]}").Engine
+        confinement = importlib.import_module("sark_mw.policy.engines.confinement").Confinement(
+            int(parent), setup["memory_bytes"]
+        )
+        engine = kind(setup)
+        confinement.begin(namespaces=setup["namespaces"])
+        engine.compile(body)
+        layers = confinement.finish()
         engine.build()
     except Exception as error:  # noqa: BLE001  # told to the parent
         write_message({"error": f"{type(error).__name__}: {error}"[:2000]})
@@ -105,3 +106,4 @@ def _main() -> None:
 
 if __name__ == "__main__":
     _main()
+    os._exit(0)  # nothing is left to do, and what an interpreter does at its end is more than this process may

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from sark_mw.errors import PolicyEvaluationError
 from sark_mw.policy.base import LimitReader, PolicyContext, PolicyDecision, PolicyPlugin, PolicyServices
-from sark_mw.policy.document import document_of, encode, figures_for, read_answer
+from sark_mw.policy.document import document_of, encode, figures_for, on_one_line, read_answer
 from sark_mw.policy.engines.process import EngineOptions, EngineProcesses
 from sark_mw.policy.unsendable import UnsendableRequestError, denial
 
@@ -51,8 +52,8 @@ class EnginePlugin(PolicyPlugin):
 
     @property
     def timeout(self) -> float | None:
-        # Its process is killed by the deadline; the manager's own time-out comes only after that.
-        return self._options.deadline_s + 1
+        # Its process is killed by the deadline, which begins when it has one; the manager's own time-out comes only after that.
+        return self._options.wait_s + self._options.deadline_s + 1
 
     @property
     def pids(self) -> list[int]:
@@ -74,6 +75,10 @@ class EnginePlugin(PolicyPlugin):
         if self._processes is not None:
             await self._processes.stop()
 
+    def _encode(self, document: Mapping[str, Any]) -> bytes:
+        """Write the document for this engine; raises `UnsendableRequestError`."""
+        return encode(document)
+
     @abstractmethod
     def _make(self) -> EngineProcesses:
         """Describe the processes; they are started after that."""
@@ -83,12 +88,12 @@ class EnginePlugin(PolicyPlugin):
             raise PolicyEvaluationError("it was never loaded", plugin_name=self._name)
         figures = await figures_for(context, self._reader) if self._with_limits else ()
         try:
-            body = encode(document_of(context, figures, self._prompts))
+            body = self._encode(document_of(context, figures, self._prompts))
         except UnsendableRequestError as error:
             return denial(error)
         answer = await self._processes.ask(body)
         if "undefined" in answer:
             return PolicyDecision(False, "the policy does not decide this request", {"undefined": True})
         if "result" not in answer:
-            raise PolicyEvaluationError(str(answer.get("error"))[:500], plugin_name=self._name)
+            raise PolicyEvaluationError(on_one_line(str(answer.get("error"))), plugin_name=self._name)
         return read_answer(answer["result"], self._name)

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib.util
 import json
 import logging
 import os
-import socket
-import subprocess
 import sys
-from collections import deque
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from sark_mw.errors import ConfigurationError, PolicyEvaluationError
-from sark_mw.policy.document import MAX_REPLY_BYTES
+from sark_mw.policy.engines.child import Child, ChildEndedError
+from sark_mw.policy.engines.pool import Pool
 
 logger = logging.getLogger(__name__)
 
 _BOOT = Path(__file__).with_name("boot.py")
 #: Layers without which a process of policies is not held; namespaces are a bonus.
 _REQUIRED = ("uid", "no_new_privs", "landlock_fs", "seccomp", "rlimits")
-_FIRST_PAUSE_S = 0.05
-_LONGEST_PAUSE_S = 5.0
+_FREE_WITHIN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,9 +47,14 @@ class EngineOptions:
         if self.hardening not in ("require", "best-effort"):
             raise ConfigurationError(f"hardening is require or best-effort, not {self.hardening!r}")
 
+    @property
+    def wait_s(self) -> float:
+        """How long a request may wait for a process: past one that hangs. Its own deadline begins after that."""
+        return self.deadline_s + _FREE_WITHIN_S
+
 
 class EngineProcesses:
-    """The processes of one plugin; each event loop that asks has its own."""
+    """The processes of one plugin; each event loop that asks has its own. After `stop` there are none, and none are started."""
 
     def __init__(
         self, plugin: str, engine: tuple[str, str], setup: Mapping[str, Any], body: bytes, options: EngineOptions
@@ -62,220 +65,95 @@ class EngineProcesses:
         own = {"memory_bytes": options.memory_bytes, "namespaces": True}
         self._hello = _framed(json.dumps({**setup, **own}).encode()) + _framed(body)
         self._arguments = (engine[0], _folder_of(*engine))
-        self._pools: dict[asyncio.AbstractEventLoop, _Pool] = {}
+        self._pools: dict[asyncio.AbstractEventLoop, Pool] = {}
+        self._lock = threading.Lock()
+        self._stopped = False
 
     async def start(self) -> None:
         """Start the processes; raises `ConfigurationError` with the engine's reason, or the layer that is missing here."""
         pool = self._pool()
         while len(pool.all) < self._options.workers:
-            pool.add(await self._begin())
+            try:
+                pool.add(await self._begin(pool))
+            except (OSError, ChildEndedError) as error:
+                raise ConfigurationError(f"{self._plugin}: its process cannot be started: {error}") from error
 
     async def ask(self, document: bytes) -> dict[str, Any]:
-        """Send one document and return the answer; raises `PolicyEvaluationError`, and ends the process that is late or dies."""
+        """Send one document and return the answer; raises `PolicyEvaluationError`.
+
+        A process that is late is ended. Who is cancelled leaves a process that finishes, and is free after that. What a process
+        has never read, since it died before, another one is asked.
+        """
         pool = self._pool()
+        pool.fill()
+        message = _framed(document)
         try:
-            async with asyncio.timeout(self._options.deadline_s):
-                if not pool.all and not pool.starting:
-                    self._renew(pool)
-                process = await pool.take()
-                try:
-                    answer = await process.ask(document)
-                except BaseException:
-                    self._lose(pool, process)
+            child = await pool.take(self._options.wait_s)
+            try:
+                return await child.ask(message, self._options.deadline_s)
+            except ChildEndedError as error:
+                if not error.unheard:
                     raise
-                pool.give_back(process)
-        except TimeoutError:
-            raise PolicyEvaluationError(
-                f"no answer within {self._options.deadline_s} s", plugin_name=self._plugin, timeout=True
-            ) from None
-        except (OSError, EOFError, ValueError) as error:
-            raise PolicyEvaluationError(f"its process died or babbled: {error}", plugin_name=self._plugin) from error
-        pool.pause_s = _FIRST_PAUSE_S
-        return answer
+            child = await pool.take(self._options.wait_s)
+            return await child.ask(message, self._options.deadline_s)
+        except ChildEndedError as error:
+            raise PolicyEvaluationError(str(error), plugin_name=self._plugin, timeout=error.late) from error
 
     async def stop(self) -> None:
-        """End all processes."""
-        for pool in list(self._pools.values()):
-            pool.close()
-        self._pools.clear()
+        """End all processes, whichever loop they serve, and let nobody start others."""
+        with self._lock:
+            self._stopped = True
+            pools = list(self._pools.values())
+            self._pools.clear()
+        here = asyncio.get_running_loop()
+        for pool in pools:
+            if pool.loop is here or not pool.loop.is_running():
+                pool.close()
+                await pool.ended()
+            else:
+                with suppress(RuntimeError):  # closed by now: whatever it had ends with its thread
+                    pool.loop.call_soon_threadsafe(pool.close)
 
     @property
     def pids(self) -> list[int]:
         """List the processes that are alive."""
-        return [process.pid for pool in self._pools.values() for process in pool.all]
+        return [child.pid for pool in tuple(self._pools.values()) for child in tuple(pool.all)]
 
-    def _pool(self) -> _Pool:
+    def _pool(self) -> Pool:
         loop = asyncio.get_running_loop()
         pool = self._pools.get(loop)
-        if pool is None:
+        if pool is not None:
+            return pool
+        with self._lock:
+            if self._stopped:
+                raise PolicyEvaluationError("it is unloaded", plugin_name=self._plugin)
             for closed in [each for each in self._pools if each.is_closed()]:
                 self._pools.pop(closed).close()
-            pool = self._pools[loop] = _Pool()
+            pool = self._pools[loop] = Pool(self._plugin, self._options.workers, self._begin)
         return pool
 
-    async def _begin(self) -> _Process:
-        process = _Process(self._arguments)
+    async def _begin(self, pool: Pool) -> Child:
+        command = [sys.executable, "-I", "-S", str(_BOOT), *self._arguments, str(os.getpid())]
+        child = await pool.started(command)
         try:
-            async with asyncio.timeout(self._options.start_timeout_s):
-                ready = await process.greet(self._hello)
-        except TimeoutError:
-            process.kill()
-            raise ConfigurationError(f"{self._plugin}: its process did not start in {self._options.start_timeout_s} s") from None
-        except (OSError, EOFError, ValueError) as error:
-            process.kill()
-            raise ConfigurationError(f"{self._plugin}: its process died at the start: {error}") from error
+            ready = await child.ask(self._hello, self._options.start_timeout_s)
+            self._check(ready)
+        except ChildEndedError as error:
+            raise ConfigurationError(f"{self._plugin}: its process did not start: {error}") from error
         except BaseException:
-            process.kill()
+            child.end("it did not start")
             raise
+        return child
+
+    def _check(self, ready: Mapping[str, Any]) -> None:
         if "layers" not in ready:
-            process.kill()
             raise ConfigurationError(f"{self._plugin}: {str(ready.get('error'))[:2000]}")
         missing = {name: ready["layers"].get(name) for name in _REQUIRED if ready["layers"].get(name) is not True}
         if missing and self._options.hardening == "require":
-            process.kill()
             told = ", ".join(f"{name} ({why})" for name, why in missing.items())
             raise ConfigurationError(f"{self._plugin}: this system cannot hold a policy's process: {told}")
         if missing:
             logger.warning("policy plugin %r runs without %s: hardening is best-effort", self._plugin, ", ".join(missing))
-        return process
-
-    def _lose(self, pool: _Pool, process: _Process) -> None:
-        process.kill()
-        pool.remove(process)
-        if not pool.is_closed():
-            self._renew(pool)
-
-    def _renew(self, pool: _Pool) -> None:
-        task = asyncio.get_running_loop().create_task(self._start_again(pool))
-        pool.starting.add(task)
-        task.add_done_callback(pool.starting.discard)
-
-    async def _start_again(self, pool: _Pool) -> None:
-        while not pool.is_closed():
-            await asyncio.sleep(pool.pause_s)
-            pool.pause_s = min(pool.pause_s * 2, _LONGEST_PAUSE_S)
-            try:
-                process = await self._begin()
-            except ConfigurationError as error:
-                logger.warning("policy plugin %r: %s", self._plugin, error)
-                continue
-            if pool.is_closed():
-                process.kill()
-            else:
-                pool.add(process)
-            return
-
-
-class _Pool:
-    """The processes of one event loop, and who waits for one."""
-
-    def __init__(self) -> None:
-        self.all: list[_Process] = []
-        self.starting: set[asyncio.Task[None]] = set()
-        self._closed = False
-        self.pause_s = _FIRST_PAUSE_S
-        self._idle: deque[_Process] = deque()
-        self._waiting: deque[asyncio.Future[_Process]] = deque()
-
-    def is_closed(self) -> bool:
-        return self._closed
-
-    def add(self, process: _Process) -> None:
-        self.all.append(process)
-        self.give_back(process)
-
-    def remove(self, process: _Process) -> None:
-        if process in self.all:
-            self.all.remove(process)
-
-    async def take(self) -> _Process:
-        if self._idle:
-            return self._idle.popleft()
-        waiter: asyncio.Future[_Process] = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiter)
-        try:
-            return await waiter
-        except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
-                self.give_back(waiter.result())
-            raise
-
-    def give_back(self, process: _Process) -> None:
-        if self._closed:
-            process.kill()
-            return
-        while self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_result(process)
-                return
-        self._idle.append(process)
-
-    def close(self) -> None:
-        self._closed = True
-        for task in self.starting:
-            # A task of a loop that is closed can be cancelled no more, and goes no further.
-            with contextlib.suppress(RuntimeError):
-                task.cancel()
-        for process in self.all:
-            process.kill()
-        self.all.clear()
-        self._idle.clear()
-
-
-class _Process:
-    """One process and the socket to it."""
-
-    def __init__(self, arguments: tuple[str, str]) -> None:
-        self._socket, theirs = socket.socketpair()
-        self._socket.setblocking(False)
-        with theirs:
-            # Started by this very thread: the process asks to die with the thread that made it.
-            self._popen = subprocess.Popen(  # noqa: S603  # this very interpreter and a file of ours
-                [sys.executable, "-I", "-S", str(_BOOT), *arguments, str(os.getpid())],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env={},
-                cwd="/",
-            )
-        self.pid = self._popen.pid
-
-    async def greet(self, hello: bytes) -> dict[str, Any]:
-        await asyncio.get_running_loop().sock_sendall(self._socket, hello)
-        return await self._read()
-
-    async def ask(self, document: bytes) -> dict[str, Any]:
-        await asyncio.get_running_loop().sock_sendall(self._socket, _framed(document))
-        return await self._read()
-
-    async def _read(self) -> dict[str, Any]:
-        size = int.from_bytes(await self._receive(4), "big")
-        if size > MAX_REPLY_BYTES + 1024:
-            raise ValueError(f"a reply of {size:,} bytes")
-        try:
-            answer = json.loads(await self._receive(size))
-        except RecursionError:
-            raise ValueError("a reply nested too deep") from None
-        if not isinstance(answer, dict):
-            raise ValueError("a reply that is no object")
-        return answer
-
-    async def _receive(self, size: int) -> bytes:
-        loop = asyncio.get_running_loop()
-        parts = bytearray()
-        while len(parts) < size:
-            part = await loop.sock_recv(self._socket, size - len(parts))
-            if not part:
-                raise EOFError("it closed the connection")
-            parts += part
-        return bytes(parts)
-
-    def kill(self) -> None:
-        self._popen.kill()
-        self._socket.close()
-        # It is dead already, but for what the kernel has to clear away.
-        self._popen.wait()
 
 
 def _framed(data: bytes) -> bytes:

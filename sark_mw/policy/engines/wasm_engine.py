@@ -1,6 +1,7 @@
-"""A WebAssembly guest by Wasmtime, inside the engine's process; compiled before the lockdown, run after it.
+"""A WebAssembly guest by Wasmtime, inside the engine's process; compiled half confined, run when all is locked down.
 
-The guest's machine code needs executable memory, which the lockdown refuses; nothing of the guest runs before it.
+The guest's machine code needs executable memory, which only the last step of the confinement refuses; nothing of the guest runs
+before that.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _PAGE = 65_536
 class Engine:
     """One module; every request gets a fresh instance of it, so nothing is carried from one to the next."""
 
-    def __init__(self, setup: dict[str, Any], body: bytes) -> None:
+    def __init__(self, setup: dict[str, Any]) -> None:
         self._fuel = setup["fuel"]
         self._guest_bytes = setup["guest_bytes"]
         self._reply_bytes = setup["reply_bytes"]
@@ -31,13 +32,19 @@ class Engine:
         config.parallel_compilation = False
         config.wasm_threads = False
         self._engine = wasmtime.Engine(config)
-        self._module = wasmtime.Module(self._engine, body.decode() if setup["text"] else body)
+        self._text = setup["text"]
         self._linker = wasmtime.Linker(self._engine)
         self._wasi = setup["wasi"]
         if self._wasi:
             self._linker.define_wasi()
-        self._check()
+        self._trap: wasmtime.Module | None = None
+        self._module: Any = None
         self._warm_up()
+
+    def compile(self, body: bytes) -> None:
+        """Compile the guest and see whether it is one."""
+        self._module = wasmtime.Module(self._engine, body.decode() if self._text else body)
+        self._check()
 
     def _check(self) -> None:
         offered = {each.name: each.type for each in self._module.exports}
@@ -50,16 +57,18 @@ class Engine:
 
     def _warm_up(self) -> None:
         # Signal handlers and stacks are set up at the first trap.
-        module = wasmtime.Module(self._engine, '(module (memory 1) (func (export "f") unreachable))')
+        if self._trap is None:
+            self._trap = wasmtime.Module(self._engine, '(module (memory 1) (func (export "f") unreachable))')
         store = self._store()
-        function = wasmtime.Instance(store, module, []).exports(store)["f"]
+        function = wasmtime.Instance(store, self._trap, []).exports(store)["f"]
         try:
             function(store)  # type: ignore[operator]  # an export of our own
         except wasmtime.Trap:
             return
 
     def build(self) -> None:
-        """Nothing is left to build."""
+        """See that what every request does can be done under the lockdown too."""
+        self._warm_up()
 
     def evaluate(self, data: bytes) -> dict[str, Any]:
         store = self._store()
