@@ -12,7 +12,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, StrictInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, StrictInt, field_validator, model_validator
 
 from sark_mw.limit import DEFAULT_ROOT, Limit
 from sark_mw.settings_policy import RuleSettings
@@ -187,15 +187,24 @@ class PricingSettings(_Section):
     models: tuple[ModelPriceSettings, ...] = Field((), description="Prices of your own, before the price list.")
 
 
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return float(value) if isinstance(value, Decimal) else value
+
+
 class PluginSettings(_Section):
     """A policy plugin."""
 
     name: str | None = Field(
         None,
-        description="One that comes along: adaptive_rate_limit, allow_list, anomaly, approval, business_hours, cost_aware, network, rate_limit, size_guard.",
+        description="One that comes along: adaptive_rate_limit, allow_list, anomaly, approval, business_hours, cost_aware, network, rate_limit, size_guard; or what runs rules that are no Python: cel, opa, rego, wasm.",
     )
     path: Path | None = Field(
-        None, description="Or a file of your own; by default it runs in processes that can do nothing but judge."
+        None,
+        description="Or a file of your own, relative to the working directory; by default it runs in processes that can do nothing but judge.",
     )
     installed: str | None = Field(
         None,
@@ -216,10 +225,20 @@ class PluginSettings(_Section):
         default_factory=dict, description='What it is built with, by name: `{start_hour = 8, timezone = "Europe/Berlin"}`.'
     )
 
+    @field_validator("options", mode="after")
+    @classmethod
+    def _as_written(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Give plugins the numbers that Python makes of what is written: amounts of ours are exact decimals."""
+        return {name: _plain(value) for name, value in options.items()}
+
     @model_validator(mode="after")
     def _one_of(self) -> Self:
         if [self.name, self.path, self.installed].count(None) != 2:
             raise ValueError("a plugin has either a name, a path or installed")
+        if self.isolated is False and (self.stateless or self.workers != 1 or "memory_bytes" in self.model_fields_set):
+            raise ValueError(
+                "workers, stateless and memory_bytes are for plugins in processes of their own, and isolated is false"
+            )
         if self.isolated and self.installed:
             raise ValueError("a plugin that an installed package brings runs in this process; only a file can be isolated")
         return self

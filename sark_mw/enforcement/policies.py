@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from dataclasses import asdict, dataclass
 
@@ -116,11 +117,21 @@ class PolicyGate:
                 reason=decision.reason,
                 seconds=decision.duration_ms / 1000,
                 obligations=tuple(f"{each.kind}={each.value}" for each in decision.obligations),
+                metadata=_metadata(decision),
                 request_id=invocation.request_id,
                 root=invocation.root,
                 principal_id=invocation.request.principal_id,
             )
         )
+
+
+def _metadata(decision: PolicyDecision) -> str:
+    if not decision.metadata:
+        return ""
+    try:
+        return json.dumps(decision.metadata, default=str, separators=(",", ":"))
+    except Exception:  # noqa: BLE001  # the plugin boundary: whatever it put there
+        return ""
 
 
 def _context(invocation: Invocation, request: InvocationRequest, environment: dict[str, object]) -> PolicyContext:

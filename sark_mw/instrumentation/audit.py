@@ -28,13 +28,15 @@ from sark_mw.instrumentation.base import (
 
 Renderer = Literal["json", "console"]
 MAX_TEXT_LENGTH = 200
+#: What a policy says besides its reason may be longer: OPA's decision id, what is usual, what was raised.
+MAX_METADATA_LENGTH = 1000
 
 #: Everything that an audit line may say. Arguments, prompts, bodies, headers and keys are not in it and so cannot be said.
 FIELDS = frozenset(
     {
         "actual_nanos", "allowed", "amount", "booked", "breaker", "count", "detail", "entries", "estimated_nanos", "held",
-        "kind", "late", "limit_id", "mode", "model", "obligations", "oldest_seconds", "operation", "outcome", "overrun",
-        "plugin", "principal_id", "provider", "reason", "request_id", "reservation_id", "root", "rows", "scope",
+        "kind", "late", "limit_id", "metadata", "mode", "model", "obligations", "oldest_seconds", "operation", "outcome",
+        "overrun", "plugin", "principal_id", "provider", "reason", "request_id", "reservation_id", "root", "rows", "scope",
         "seconds", "shadowed", "shard", "state", "status", "unit", "version", "wire",
     }
 )  # fmt: skip
@@ -48,25 +50,25 @@ _ADMITTED = frozenset({"held", "booked"})
 _SILENT = frozenset({RequestOutcome.ADMITTED, RequestOutcome.PASSED})
 
 
-def printable(text: str) -> str:
-    """Cut a text to 200 characters, take out what looks like a key, and replace what is not printable."""
+def printable(text: str, most: int = MAX_TEXT_LENGTH) -> str:
+    """Cut a text to 200 characters (or `most`), take out what looks like a key, and replace what is not printable."""
     # Redact before the cut: a key of which only the head is left would no longer look like one.
-    safe = _KEY_LIKE.sub("[redacted]", text[: 4 * MAX_TEXT_LENGTH])[:MAX_TEXT_LENGTH]
+    safe = _KEY_LIKE.sub("[redacted]", text[: 4 * most])[:most]
     return safe if safe.isprintable() else "".join(c if c.isprintable() else "_" for c in safe)
 
 
-def _value(value: object) -> object:
+def _value(value: object, name: str = "") -> object:
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, tuple | dict):
         return {printable(str(unit)): int(amount) for unit, amount in dict(value).items()}
-    return printable(str(value))
+    return printable(str(value), MAX_METADATA_LENGTH if name == "metadata" else MAX_TEXT_LENGTH)
 
 
 def keep_allowed_fields(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     """Drop every field that is not in `FIELDS` and bound those that are: a structlog processor."""
     return {
-        name: value if name in _STRUCTURAL else _value(value)
+        name: value if name in _STRUCTURAL else _value(value, name)
         for name, value in event.items()
         if name in FIELDS or name in _STRUCTURAL
     }
@@ -121,7 +123,7 @@ class AuditInstrumentation(NullInstrumentation):
         self._logger = logger if logger is not None else audit_logger()
 
     def _write(self, level: int, event: str, **fields: Any) -> None:
-        kept = {name: _value(value) for name, value in fields.items() if name in FIELDS and value not in (None, "", ())}
+        kept = {name: _value(value, name) for name, value in fields.items() if name in FIELDS and value not in (None, "", ())}
         self._logger.log(level, event, **kept)
 
     def request_finished(self, event: RequestFinished) -> None:
@@ -212,6 +214,7 @@ class AuditInstrumentation(NullInstrumentation):
             reason=event.reason,
             seconds=round(event.seconds, 6),
             obligations=", ".join(event.obligations),
+            metadata=event.metadata,
             request_id=event.request_id,
             root=event.root,
             principal_id=event.principal_id,

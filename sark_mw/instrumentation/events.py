@@ -112,7 +112,7 @@ class PolicyDecided:
     """One decision of one policy plugin about one request.
 
     `outcome` is a `PluginOutcome`, `allowed` what came of it, `reason` the plugin's own, `obligations` what it obliges to
-    (`kind=value`).
+    (`kind=value`), `metadata` what it says besides, as JSON; of one that failed, what it raised.
     """
 
     plugin: str
@@ -122,6 +122,7 @@ class PolicyDecided:
     reason: str = ""
     seconds: float = 0.0
     obligations: tuple[str, ...] = ()
+    metadata: str = ""
     request_id: str = ""
     root: str = ""
     principal_id: str = ""

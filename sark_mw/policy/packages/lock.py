@@ -41,8 +41,8 @@ class Pin:
 
     path: str
     name: str
-    version: str
     source: str
+    version: str = ""
     manifest: str = ""
     options: str = ""
 
