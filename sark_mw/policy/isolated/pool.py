@@ -12,10 +12,11 @@ from sark_mw.errors import ConfigurationError, PolicyEvaluationError
 from sark_mw.policy.base import PolicyDecision
 from sark_mw.policy.deadline import DeadlineExceededError
 from sark_mw.policy.isolated.breaker import Breaker
-from sark_mw.policy.isolated.link import Link, MalformedReplyError, Source, WorkerEndedError, start
+from sark_mw.policy.isolated.link import MalformedReplyError, Source, WorkerEndedError, start
 from sark_mw.policy.isolated.options import Hardening, IsolationOptions
 from sark_mw.policy.isolated.replies import Answer, read_answer
 from sark_mw.policy.isolated.requests import numbered
+from sark_mw.policy.isolated.seats import Call, Seat
 from sark_mw.policy.isolated.zygote_process import Zygote
 
 logger = logging.getLogger(__name__)
@@ -23,61 +24,8 @@ logger = logging.getLogger(__name__)
 #: How often idle workers are looked at, and how much processor time one may have used meanwhile.
 _LOOK_S = 1.0
 _IDLE_CPU_S = 0.25
-#: A worker that has so much still to read gets no more.
-_UNREAD_BYTES = 1 << 20
 #: No timer rings sooner than this again.
 _LEAST_S = 0.001
-
-
-class _Call:
-    """A request on its way: at most twice, as the first worker may die of another one."""
-
-    __slots__ = ("body", "due", "future", "number", "seat", "sends", "timeout", "timer")
-
-    def __init__(self, body: bytes, timeout: float, future: asyncio.Future[PolicyDecision], now: float) -> None:
-        self.body = body
-        self.timeout = timeout
-        self.future = future
-        self.due = now + timeout
-        self.number = 0
-        self.sends = 0
-        self.seat: _Seat | None = None
-        self.timer: asyncio.TimerHandle | None = None
-
-    def fail(self, error: Exception) -> None:
-        """Tell the caller, if it still listens."""
-        if not self.future.done():
-            self.future.set_exception(error)
-
-    def forget(self) -> None:
-        """Nothing more is to be watched."""
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
-
-
-class _Seat:
-    """A worker with the calls it has been sent. It answers in their order, so the first is the one it is busy with."""
-
-    __slots__ = ("calls", "cpu", "cpu_looked", "idle", "link", "retired", "since")
-
-    def __init__(self, link: Link, now: float) -> None:
-        self.link = link
-        self.calls: deque[_Call] = deque()
-        #: When the first call became that, and the worker's processor time then.
-        self.since = now
-        self.cpu = self.cpu_looked = link.cpu_seconds()
-        self.idle = True
-        self.retired = False
-
-    def takes(self, in_flight: int) -> bool:
-        """Tell whether one more request may be sent to it."""
-        return len(self.calls) < in_flight and not self.retired and self.link.unread_bytes < _UNREAD_BYTES
-
-    def next_call(self, now: float) -> None:
-        """The call before is done: time counts for the one after it."""
-        self.since = now
-        self.cpu = self.link.cpu_seconds()
 
 
 class Pool:
@@ -88,11 +36,11 @@ class Pool:
         self._source = source
         self._isolation = isolation
         self._loop = asyncio.get_running_loop()
-        self._seats: list[_Seat] = []
+        self._seats: list[Seat] = []
         self._starting: set[asyncio.Task[None]] = set()
-        self._waiting: deque[_Call] = deque()
+        self._waiting: deque[Call] = deque()
         self._breaker = Breaker(isolation)
-        self._probe: _Call | None = None
+        self._probe: Call | None = None
         self._held_bytes = 0
         self._in_flight = 1 if isolation.stateless else isolation.pipeline
         self._closed = False
@@ -131,7 +79,7 @@ class Pool:
         if len(self._waiting) >= self._isolation.queue or self._held_bytes + len(body) > self._isolation.queue_bytes:
             raise PolicyEvaluationError(f"{len(self._waiting)} requests are waiting for it already")
         now = self._loop.time()
-        call = _Call(body, timeout, self._loop.create_future(), now)
+        call = Call(body, timeout, self._loop.create_future(), now)
         call.timer = self._loop.call_later(min(timeout, self._isolation.cpu_s), self._ring, call)
         if probing:
             self._probe = call
@@ -179,13 +127,13 @@ class Pool:
                 continue
             self._send(call, min(free, key=lambda seat: len(seat.calls)))
 
-    def _drop(self, call: _Call) -> None:
+    def _drop(self, call: Call) -> None:
         """Nobody waits for it any more; if it was the probe, the next one is."""
         call.forget()
         if self._probe is call:
             self._probe = None
 
-    def _send(self, call: _Call, seat: _Seat) -> None:
+    def _send(self, call: Call, seat: Seat) -> None:
         # Nobody can answer what it has not seen: a reply that was sent ahead is one to nothing.
         call.number = secrets.randbits(53)
         call.sends += 1
@@ -196,7 +144,7 @@ class Pool:
         seat.calls.append(call)
         seat.link.send(numbered(call.number, call.body))
 
-    def _heard(self, seat: _Seat, frame: bytes) -> None:
+    def _heard(self, seat: Seat, frame: bytes) -> None:
         try:
             answer = read_answer(frame)
             if not seat.calls or answer.number != seat.calls[0].number:
@@ -221,7 +169,7 @@ class Pool:
             self._retire(seat)
         self._hand_out()
 
-    def _deliver(self, call: _Call, answer: Answer) -> None:
+    def _deliver(self, call: Call, answer: Answer) -> None:
         if call.future.done():
             return
         if answer.decision is not None:
@@ -230,7 +178,7 @@ class Pool:
             assert answer.failure is not None
             call.future.set_exception(answer.failure)
 
-    def _ring(self, call: _Call) -> None:
+    def _ring(self, call: Call) -> None:
         """See what is to be done about a call that takes its time."""
         now = self._loop.time()
         call.timer = None
@@ -252,7 +200,7 @@ class Pool:
             waits.append(call.timeout)
         call.timer = self._loop.call_later(max(min(waits), _LEAST_S), self._ring, call)
 
-    def _put_back(self, seat: _Seat) -> None:
+    def _put_back(self, seat: Seat) -> None:
         for call in reversed(seat.calls):
             call.seat = None
             if call.sends > 1 or self._closed:
@@ -265,7 +213,7 @@ class Pool:
                 self._waiting.appendleft(call)
         seat.calls.clear()
 
-    def _gone(self, seat: _Seat, reason: str) -> None:
+    def _gone(self, seat: Seat, reason: str) -> None:
         if seat in self._seats:
             self._seats.remove(seat)
         if seat.calls:
@@ -295,7 +243,7 @@ class Pool:
             self._waiting.clear()
         return delay
 
-    def _retire(self, seat: _Seat) -> None:
+    def _retire(self, seat: Seat) -> None:
         seat.retired = True
         if not seat.calls:
             seat.link.end("it has done its work")
@@ -322,7 +270,7 @@ class Pool:
         if self._closed:
             link.end("the plugin was unloaded")
             return
-        seat = _Seat(link, self._loop.time())
+        seat = Seat(link, self._loop.time())
         link.on_frame = lambda frame: self._heard(seat, frame)
         link.on_end = lambda reason: self._gone(seat, reason)
         self._seats.append(seat)
