@@ -1,0 +1,50 @@
+"""How workers come to be: those that die on the way, starts that hang, callers that leave, and systems that are none."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+
+import pytest
+
+from sark_mw.errors import ConfigurationError, PolicyEvaluationError
+from sark_mw.policy.isolated import isolate
+from sark_mw.policy.isolated.link import Link
+from tests.isolation.plugins import DOER, asked, loaded
+from tests.isolation.processes import runs, until
+
+
+async def test_a_worker_that_dies_between_ready_and_being_seated_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = await loaded()
+    send, killed = Link.send, []
+
+    def shot_in_time(link: Link, frame: bytes) -> None:
+        send(link, frame)
+        if b"class Doer" in frame and not killed:
+            killed.append(link.pid)
+            # The loop is busy until both its word and its end are there to be read.
+            asyncio.get_running_loop().call_soon(lambda: (time.sleep(0.1), os.kill(link.pid, signal.SIGKILL), time.sleep(0.05)))
+
+    try:
+        monkeypatch.setattr(Link, "send", shot_in_time)
+        with pytest.raises(PolicyEvaluationError):
+            await plugin.evaluate(asked("exit"))
+        await until(lambda: bool(plugin.pids) and bool(killed))
+        assert killed[0] not in plugin.pids and runs(plugin.pids[0])
+        assert (await plugin.evaluate(asked("allow"))).allowed is True
+        assert plugin.figures()[0]["deaths"] == 2
+    finally:
+        await plugin.on_unload()
+
+
+async def test_a_plugin_that_says_twice_that_it_is_ready_is_refused() -> None:
+    twice = DOER + b"""
+_write = os.write
+def twice(handle, data):
+    return _write(handle, bytes(data) * 2 if b'"ready"' in bytes(data) else data) and len(data)
+os.write = twice
+"""
+    with pytest.raises(ConfigurationError, match="spoke without being asked"):
+        await isolate(twice, "plugin.py")
