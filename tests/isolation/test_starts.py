@@ -40,11 +40,14 @@ async def test_a_worker_that_dies_between_ready_and_being_seated_is_replaced(mon
 
 
 async def test_a_plugin_that_says_twice_that_it_is_ready_is_refused() -> None:
-    twice = DOER + b"""
+    twice = (
+        DOER
+        + b"""
 _write = os.write
 def twice(handle, data):
     return _write(handle, bytes(data) * 2 if b'"ready"' in bytes(data) else data) and len(data)
 os.write = twice
 """
+    )
     with pytest.raises(ConfigurationError, match="spoke without being asked"):
         await isolate(twice, "plugin.py")

@@ -16,8 +16,9 @@ from sark_mw.policy.isolated.link import MalformedReplyError, Source, WorkerEnde
 from sark_mw.policy.isolated.options import Hardening, IsolationOptions
 from sark_mw.policy.isolated.pool import Pool
 from sark_mw.policy.isolated.replies import Description
-from sark_mw.policy.isolated.requests import UnsendableError, written_context
+from sark_mw.policy.isolated.requests import written_context
 from sark_mw.policy.isolated.zygote_process import Zygote, hold_zygote, release_zygote
+from sark_mw.policy.unsendable import UnsendableRequestError, denial
 
 logger = logging.getLogger(__name__)
 
@@ -112,11 +113,12 @@ class IsolatedPlugin(PolicyPlugin):
 
     async def evaluate(self, context: PolicyContext) -> PolicyDecision:
         """Ask a worker. A request that cannot be shown to it is denied, whatever `on_error` says: the caller made it so."""
+        isolation = self._isolation
         try:
-            body = written_context(context, self._isolation.request_bytes)
-        except UnsendableError as error:
-            return PolicyDecision(False, "the request cannot be shown to a policy", {"unsendable": str(error)})
-        return await self._pool().ask(body, self._said.timeout or self._isolation.timeout_s)
+            body = written_context(context, isolation.shown_bytes, isolation.shown_values)
+            return await self._pool().ask(body, self._said.timeout or isolation.timeout_s)
+        except UnsendableRequestError as error:
+            return denial(error)
 
     def _pool(self) -> Pool:
         loop = asyncio.get_running_loop()

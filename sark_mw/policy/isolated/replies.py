@@ -10,12 +10,14 @@ from typing import Any, NoReturn
 from sark_mw.errors import ConfigurationError, PolicyEvaluationError
 from sark_mw.policy.base import Obligation, ObligationKind, PolicyDecision
 from sark_mw.policy.isolated.options import Hardening
+from sark_mw.policy.unsendable import UnsendableRequestError
 
 _REASON_CHARS = 500
 _DEPTH = 14
 _OBLIGATIONS = 16
 _JUDGED = frozenset({"id", "allowed", "reason", "metadata", "obligations"})
 _FAILED = frozenset({"id", "error", "text"})
+_UNREAD = frozenset({"id", "unread"})
 _MEMBERS = frozenset({"name", "version", "description", "priority", "timeout", "on_error", "needs"})
 #: What ends a line or steers a terminal, wherever a reason is shown.
 _CONTROLS = dict.fromkeys((*range(32), 127, *range(128, 160), 0x2028, 0x2029), " ")
@@ -26,7 +28,7 @@ class MalformedReplyError(Exception):
 
 
 class Answer:
-    """A reply that is well-formed: the request it is for, and the decision or the plugin's failure."""
+    """A reply that is well-formed: the request it is for, and the decision or the failure: the plugin's, or to read it at all."""
 
     __slots__ = ("decision", "failure", "number")
 
@@ -69,6 +71,8 @@ def read_answer(frame: bytes) -> Answer:
         raise MalformedReplyError("a reply without a number")
     if message.keys() == _JUDGED:
         return Answer(number, _decision(message), None)
+    if message.keys() == _UNREAD:
+        return Answer(number, None, UnsendableRequestError("its worker could not read it"))
     if message.keys() != _FAILED:
         raise MalformedReplyError("a reply with other fields")
     error, text = (_string(message[name], most).translate(_CONTROLS) for name, most in (("error", 100), ("text", _REASON_CHARS)))

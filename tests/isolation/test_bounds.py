@@ -1,0 +1,113 @@
+"""What a caller sends and what a plugin answers is bounded before it costs anybody: no honest worker dies of it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from sark_mw import PolicyPluginManager
+from sark_mw.policy.isolated import IsolationOptions, isolate
+from sark_mw.policy.isolated.inside.bounds import has_more_values, is_deeper
+from tests.isolation.plugins import asked
+
+#: Allows whatever goes wrong, copies what it is shown, and may have much to remember.
+_LENIENT = b"""
+import copy, json
+from sark_mw import PolicyDecision, PolicyPlugin
+
+class Lenient(PolicyPlugin):
+    name = "lenient"
+    on_error = "allow"
+
+    def __init__(self, keeps=0):
+        self._kept = bytearray(b"x") * keeps
+
+    async def evaluate(self, context):
+        copy.deepcopy(context.arguments), json.dumps(context.arguments)
+        return PolicyDecision(context.principal_id == "allow", "asked")
+"""
+
+
+def _nested(levels: int) -> Any:
+    nested: Any = 1
+    for _ in range(levels):
+        nested = {"a": [nested]}
+    return nested
+
+
+async def _answers(arguments: Any, times: int = 1, **options: Any) -> list[str]:
+    """Ask through a manager, and tell what came of it; the worker has to be the same to the end."""
+    manager = PolicyPluginManager()
+    plugin = await isolate(_LENIENT, "lenient.py", None, options, IsolationOptions(timeout_s=20, cpu_s=20))
+    await manager.register_plugin(plugin)
+    try:
+        pids = plugin.pids
+        (decisions,) = zip(
+            *[await manager.evaluate_all(asked("deny", x=arguments), timeout=20) for _ in range(times)], strict=True
+        )
+        assert (await manager.evaluate_all(asked("allow")))[0].reason == "asked"
+        assert plugin.pids == pids and plugin.figures()[0]["deaths"] == 0
+        assert not any(decision.allowed for decision in decisions)
+        return [decision.metadata.get("unsendable", decision.reason) for decision in decisions]
+    finally:
+        await manager.unregister_plugin("lenient")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([[]] * 1_300_000, "more than 32768 values"),
+        ([{}] * 900_000, "more than 32768 values"),
+        (_nested(32), "more than 64 levels deep"),
+        (_nested(225), "more than 64 levels deep"),
+        ("x" * (4 << 20), "4194304 are the most"),
+    ],
+    ids=["lists", "objects", "deep", "as deep as can just be written", "long"],
+)
+async def test_a_request_that_may_not_fit_is_denied_and_kills_no_worker_whatever_on_error_says(arguments: Any, said: str) -> None:
+    assert all(said in answer for answer in await _answers(arguments, times=6))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [{f"\U0001f600{n}": n} for n in range(16_300)],
+        {f"{n}": n for n in range(32_700)},
+        _nested(30),
+        "\U0001f600" + "a" * 4_190_000,
+        ["[{,\\\"'" * 100] * 5_000,
+    ],
+    ids=["objects", "keys", "deep", "wide text", "text that looks like values"],
+)
+async def test_a_request_at_the_bounds_fits_into_a_worker_that_copies_it(arguments: Any) -> None:
+    assert await _answers(arguments) == ["asked"]
+
+
+@pytest.mark.parametrize("free", [1 << 20, 6 << 20, 10 << 20], ids=["not to be taken", "not to be read", "not to be parsed"])
+async def test_a_request_too_large_for_what_an_honest_plugin_left_free_is_denied_by_its_number(free: int) -> None:
+    answers = await _answers("\U0001f600" + "a" * 4_190_000, times=6, keeps=(64 << 20) - free)
+    assert answers == ["its worker could not read it"] * 6
+
+
+def test_values_and_depth_are_told_from_the_bytes() -> None:
+    for value in ([], [1], {"a": 1}, [[], {}], "[[,", ["\\", '\\"[,', "a,b"], {'"': ['\\"', "\\\\"]}, _nested(5)):
+        whole = [value]
+        body = json.dumps(whole, separators=(",", ":")).encode()
+        marks, depth = _counted(whole), _depth(whole)
+        assert has_more_values(body, marks - 1) and not has_more_values(body, marks)
+        assert is_deeper(body, depth - 1) and not is_deeper(body, depth)
+
+
+def _counted(value: Any) -> int:
+    if not isinstance(value, (list, dict)):
+        return 0
+    values = list(value.values()) if isinstance(value, dict) else value
+    return 1 + max(len(values) - 1, 0) + sum(map(_counted, values))
+
+
+def _depth(value: Any) -> int:
+    if not isinstance(value, (list, dict)):
+        return 0
+    return 1 + max(map(_depth, value.values() if isinstance(value, dict) else value), default=0)
