@@ -94,6 +94,19 @@ async def test_waiting_behind_others_is_no_crime() -> None:
         await plugin.on_unload()
 
 
+async def test_processor_time_is_bounded_also_for_one_that_waited_behind_another() -> None:
+    slow = DOER.replace(b'if word == "exit":', b'if word == "slow":\n            time.sleep(0.3)\n        if word == "exit":')
+    plugin = await loaded(slow.replace(b"timeout = 0.5", b"timeout = 30"), cpu_s=0.2)
+    try:
+        (pid,) = plugin.pids
+        async with asyncio.timeout(10):
+            assert await _outcomes(plugin, "slow", "spin") == [False, DeadlineExceededError]
+        await until(lambda: not runs(pid))
+        assert "processor time" in plugin.figures()[0]["last_death"]
+    finally:
+        await plugin.on_unload()
+
+
 async def test_several_workers_serve_side_by_side() -> None:
     plugin = await loaded(workers=3)
     try:

@@ -188,7 +188,10 @@ class Pool:
             if seat is None:
                 self._drop(call)  # it waited for a worker; whoever comes by it passes it over
                 return
-        waits = [call.due - now] if now < call.due else []
+        # One that is not at work yet may be so right after this: nobody looks at its processor time before it rings again.
+        waits = [self._isolation.cpu_s]
+        if now < call.due:
+            waits.append(call.due - now)
         if seat is not None and seat.calls and seat.calls[0] is call:
             used, busy = seat.link.cpu_seconds() - seat.cpu, now - seat.since
             if used >= self._isolation.cpu_s or busy >= call.timeout:
