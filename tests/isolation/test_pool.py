@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from sark_mw import PolicyPluginManager
 from sark_mw.errors import PolicyEvaluationError
 from sark_mw.policy.base import PolicyDecision
 from sark_mw.policy.deadline import DeadlineExceededError
-from sark_mw.policy.isolated import IsolatedPlugin
+from sark_mw.policy.isolated import IsolatedPlugin, isolate
 from tests.isolation.abuse import whole
 from tests.isolation.plugins import DOER, asked, loaded
 from tests.isolation.processes import descendants, descriptors, runs, until
@@ -105,6 +106,42 @@ async def test_processor_time_is_bounded_also_for_one_that_waited_behind_another
         assert "processor time" in plugin.figures()[0]["last_death"]
     finally:
         await plugin.on_unload()
+
+
+@pytest.mark.parametrize(
+    ("own", "times"),
+    [("None", {"timeout": 0.2}), ("0.2", {"timeout": 5}), ("None", {"timeout": 5, "chain_timeout": 0.2})],
+    ids=["the gateway's", "the plugin's", "the chain's"],
+)
+async def test_a_worker_that_hangs_is_killed_at_the_deadline_of_its_request(own: str, times: dict[str, float]) -> None:
+    plugin = await isolate(DOER.replace(b"timeout = 0.5", f"timeout = {own}".encode()), "doer.py")
+    manager = PolicyPluginManager()
+    await manager.register_plugin(plugin)
+    try:
+        (pid,) = plugin.pids
+        (late,) = await manager.evaluate_all(asked("hang"), **times)
+        assert late.metadata["timeout"] is True
+        await until(lambda: not runs(pid), 1.0)
+        await until(lambda: bool(plugin.pids))
+        (prompt,) = await manager.evaluate_all(asked("allow"), **times)
+        assert prompt.outcome == "allowed"
+    finally:
+        await manager.unregister_plugin("doer")
+
+
+async def test_a_chain_that_leaves_next_to_no_time_kills_no_honest_worker() -> None:
+    slow = DOER.replace(b'if word == "exit":', b'if word == "slow":\n            time.sleep(0.02)\n        if word == "exit":')
+    plugin = await isolate(slow, "doer.py")
+    manager = PolicyPluginManager()
+    await manager.register_plugin(plugin)
+    try:
+        for _ in range(5):
+            (late,) = await manager.evaluate_all(asked("slow"), chain_timeout=0.005)
+            assert late.metadata["timeout"] is True
+            await asyncio.sleep(0.06)
+        assert plugin.figures()[0]["deaths"] == 0
+    finally:
+        await manager.unregister_plugin("doer")
 
 
 async def test_several_workers_serve_side_by_side() -> None:

@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 #: How often idle workers are looked at, and how much processor time one may have used meanwhile.
 _LOOK_S = 1.0
 _IDLE_CPU_S = 0.25
+#: No worker is killed before it was busy for so long with one request: what other policies of a chain left of its time may be
+#: next to nothing, and honest workers are not to die of that.
+_LEAST_BUSY_S = 0.05
 #: No timer rings sooner than this again.
 _LEAST_S = 0.001
 
@@ -194,11 +197,12 @@ class Pool:
             waits.append(call.due - now)
         if seat is not None and seat.calls and seat.calls[0] is call:
             used, busy = seat.link.cpu_seconds() - seat.cpu, now - seat.since
-            if used >= self._isolation.cpu_s or busy >= call.timeout:
+            most_s = max(call.timeout, _LEAST_BUSY_S)
+            if used >= self._isolation.cpu_s or busy >= most_s:
                 call.fail(DeadlineExceededError(abandoned=True))
-                seat.link.end("it used more processor time than it may" if busy < call.timeout else "it did not answer in time")
+                seat.link.end("it used more processor time than it may" if busy < most_s else "it did not answer in time")
                 return
-            waits += [self._isolation.cpu_s - used, call.timeout - busy]
+            waits += [self._isolation.cpu_s - used, most_s - busy]
         elif seat is not None:
             waits.append(call.timeout)
         call.timer = self._loop.call_later(max(min(waits), _LEAST_S), self._ring, call)

@@ -112,11 +112,20 @@ class IsolatedPlugin(PolicyPlugin):
             await asyncio.to_thread(release_zygote, zygote)
 
     async def evaluate(self, context: PolicyContext) -> PolicyDecision:
-        """Ask a worker. A request that cannot be shown to it is denied, whatever `on_error` says: the caller made it so."""
+        """Ask a worker, which has the plugin's own time or else that of `IsolationOptions`; see `evaluate_within`."""
+        return await self.evaluate_within(context, self._said.timeout or self._isolation.timeout_s)
+
+    async def evaluate_within(self, context: PolicyContext, seconds: float) -> PolicyDecision:
+        """Ask a worker, which is killed if that takes longer than `seconds`.
+
+        A request that cannot be shown to it is denied, whatever `on_error` says: the caller made it so.
+        """
         isolation = self._isolation
+        if self._said.timeout is None:
+            seconds = min(seconds, isolation.timeout_s)
         try:
             body = written_context(context, isolation.shown_bytes, isolation.shown_values)
-            return await self._pool().ask(body, self._said.timeout or isolation.timeout_s)
+            return await self._pool().ask(body, seconds)
         except UnsendableRequestError as error:
             return denial(error)
 
