@@ -11,6 +11,7 @@ import textwrap
 import threading
 from pathlib import Path
 
+from sark_mw.policy.base import PolicyDecision
 from tests.isolation.plugins import asked, loaded
 from tests.isolation.processes import descendants, descriptors, runs, until
 
@@ -93,6 +94,30 @@ def test_an_event_loop_that_ended_without_unloading_is_cleaned_up_after() -> Non
     asyncio.run(again())
     assert descendants() <= others
     assert descriptors() == before
+
+
+def test_an_event_loop_that_was_closed_with_calls_under_way_is_cleaned_up_after_by_the_next_one() -> None:
+    others, loop = descendants(), asyncio.new_event_loop()
+    plugin = loop.run_until_complete(loaded(workers=2))
+
+    async def leave_unfinished() -> list[asyncio.Task[PolicyDecision]]:
+        await until(lambda: len(plugin.pids) == 2)
+        hanging = [asyncio.ensure_future(plugin.evaluate(asked("hang"))) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        return hanging
+
+    async def again(old: tuple[int, ...]) -> None:
+        assert (await plugin.evaluate(asked("allow"))).allowed is True
+        await until(lambda: not any(runs(pid) for pid in old))
+        await plugin.on_unload()
+
+    hanging = loop.run_until_complete(leave_unfinished())
+    old = plugin.pids
+    loop.close()
+    asyncio.run(again(old))
+    assert descendants() <= others
+    for task in hanging:  # nobody will ever end them, and asyncio says so
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
 
 
 _GATEWAY = textwrap.dedent("""

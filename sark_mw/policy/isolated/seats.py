@@ -28,8 +28,8 @@ class Call:
         self.timer: asyncio.TimerHandle | None = None
 
     def fail(self, error: Exception) -> None:
-        """Tell the caller, if it still listens."""
-        if not self.future.done():
+        """Tell the caller, if it still listens: the callers of an event loop that was closed do not."""
+        if not self.future.done() and not self.future.get_loop().is_closed():
             self.future.set_exception(error)
 
     def forget(self) -> None:
