@@ -195,6 +195,26 @@ async def test_too_many_waiting_requests_fail_at_once() -> None:
         await plugin.on_unload()
 
 
+async def test_callers_that_left_do_not_count_as_waiting() -> None:
+    plugin = await loaded(DOER.replace(b"timeout = 0.5", b"timeout = 2"), queue=20, pipeline=1)
+    try:
+        hanging = asyncio.create_task(_outcomes(plugin, "hang"))
+        await asyncio.sleep(0)
+        for _ in range(3):
+            leaving = [asyncio.create_task(plugin.evaluate(asked("allow"))) for _ in range(20)]
+            await asyncio.sleep(0.02)
+            assert plugin.figures()[0]["waiting"] == 20
+            for each in leaving:
+                each.cancel()
+            await asyncio.gather(*leaving, return_exceptions=True)
+            assert plugin.figures()[0]["waiting"] == 0
+        await asyncio.sleep(0.5)
+        assert await _outcomes(plugin, *["allow"] * 20) == [True] * 20  # the hanging one is killed in time for them
+        assert await hanging == [DeadlineExceededError]
+    finally:
+        await plugin.on_unload()
+
+
 async def test_a_worker_that_works_although_nobody_asked_is_killed() -> None:
     idle = whole("idle", """
         class Idle(PolicyPlugin):

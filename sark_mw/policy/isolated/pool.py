@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections import deque
@@ -92,10 +93,12 @@ class Pool:
         self._hand_out()
         self._held_bytes += len(body)
         try:
-            # A caller that is cancelled cancels the future only: the timer still watches the worker.
             return await call.future
         finally:
             self._held_bytes -= len(body)
+            if call.seat is None:
+                self._leave(call)
+            # Else a caller that is cancelled cancels the future only: the timer still watches the worker.
 
     def close(self) -> None:
         """End all workers; what still waits fails."""
@@ -129,6 +132,12 @@ class Pool:
                 self._drop(call)
                 continue
             self._send(call, min(free, key=lambda seat: len(seat.calls)))
+
+    def _leave(self, call: Call) -> None:
+        """Let nobody count or keep a call among those that wait whose caller does not."""
+        with contextlib.suppress(ValueError):
+            self._waiting.remove(call)
+        self._drop(call)
 
     def _drop(self, call: Call) -> None:
         """Nobody waits for it any more; if it was the probe, the next one is."""
@@ -189,8 +198,7 @@ class Pool:
         if now >= call.due:
             call.fail(DeadlineExceededError(abandoned=seat is not None))
             if seat is None:
-                self._drop(call)  # it waited for a worker; whoever comes by it passes it over
-                return
+                return  # its caller takes it out of those that wait
         # One that is not at work yet may be so right after this: nobody looks at its processor time before it rings again.
         waits = [self._isolation.cpu_s]
         if now < call.due:
