@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from sark_mw import PolicyPluginManager
+from sark_mw.errors import PolicyEvaluationError
 from sark_mw.policy.isolated import IsolationOptions, isolate
 from sark_mw.policy.isolated.inside.bounds import has_more_values, is_deeper
-from tests.isolation.plugins import asked
+from tests.isolation.plugins import asked, loaded
 
 #: Allows whatever goes wrong, copies what it is shown, and may have much to remember.
 _LENIENT = b"""
@@ -89,6 +90,53 @@ async def test_a_request_at_the_bounds_fits_into_a_worker_that_copies_it(argumen
 async def test_a_request_too_large_for_what_an_honest_plugin_left_free_is_denied_by_its_number(free: int) -> None:
     answers = await _answers("\U0001f600" + "a" * 4_190_000, times=6, keeps=(64 << 20) - free)
     assert answers == ["its worker could not read it"] * 6
+
+
+#: Puts what it is shown into every place of its answer.
+_REPEATER = b"""
+from sark_mw import ConfigurationError, Obligation, PolicyDecision, PolicyPlugin
+
+class Repeater(PolicyPlugin):
+    name = "repeater"
+
+    async def evaluate(self, context):
+        shown = context.arguments["x"]
+        if context.principal_id == "oblige":
+            return PolicyDecision(True, obligations=tuple(Obligation("add_tag", each) for each in shown))
+        if context.principal_id == "fail":
+            raise ConfigurationError(shown)
+        return PolicyDecision(True, str(shown), {str(shown): shown})
+"""
+
+
+@pytest.mark.parametrize("shown", [["x" * 201], ["\ud800"], ["x"] * 17, [1.5], [None], [2**70]])
+async def test_a_callers_text_in_an_obligation_fails_that_request_and_kills_no_worker(shown: list[Any]) -> None:
+    plugin = await loaded(_REPEATER)
+    try:
+        pids = plugin.pids
+        for _ in range(6):
+            with pytest.raises(PolicyEvaluationError, match="ValueError: "):
+                await plugin.evaluate(asked("oblige", x=shown))
+        (tag,) = (await plugin.evaluate(asked("oblige", x=["blue"]))).obligations
+        assert tag.value == "blue" and plugin.pids == pids
+    finally:
+        await plugin.on_unload()
+
+
+@pytest.mark.parametrize(
+    "shown", ["\ud800" * 600, "\U0001f600" * 30_000, ["[{,"] * 900, list(range(5000)), _nested(25), {"a": "\ud800"}]
+)
+async def test_whatever_a_plugin_repeats_is_cut_to_what_the_gateway_takes(shown: Any) -> None:
+    plugin = await loaded(_REPEATER)
+    try:
+        pids = plugin.pids
+        assert (await plugin.evaluate(asked("tell", x=shown))).allowed is True
+        with pytest.raises(PolicyEvaluationError) as caught:
+            await plugin.evaluate(asked("fail", x=shown))
+        assert caught.value.metadata["error"] == "ConfigurationError"
+        assert plugin.pids == pids and plugin.figures()[0]["deaths"] == 0
+    finally:
+        await plugin.on_unload()
 
 
 def test_values_and_depth_are_told_from_the_bytes() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import io
 import json
-import math
 import os
 import struct
 import sys
@@ -19,13 +18,12 @@ from typing import Any, NoReturn
 
 from sark_mw.errors import ConfigurationError
 from sark_mw.policy.isolated.inside import api
+from sark_mw.policy.isolated.inside.answers import cut, decision_reply, failure_reply
 from sark_mw.policy.isolated.inside.frames import SOCKET, frames, write
 from sark_mw.policy.isolated.inside.lockdown import Layers, WorkerLockdown
 from sark_mw.policy.isolated.inside.loop import QuietLoop
 
 _MODULE = "isolated_plugin"
-_REASON_CHARS = 500
-_DEPTH = 12
 _NUMBER = struct.Struct(">Q")
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 #: Ready before memory is short.
@@ -84,12 +82,12 @@ def _serve(layers: Layers) -> None:
 
 def _told(error: BaseException) -> str:
     if isinstance(error, ConfigurationError):
-        return str(error)[:2000]
+        return cut(str(error), 2000)
     try:
         text = str(error)
     except Exception:  # noqa: BLE001  # its own __str__
         text = ""
-    return f"{type(error).__name__}: {_text(text, 1900)}"
+    return f"{type(error).__name__}: {cut(text, 1900)}"
 
 
 def _load(source: bytes, header: dict[str, Any], loop: QuietLoop) -> api.PolicyPlugin:
@@ -160,55 +158,16 @@ class _Judge:
             return
         try:
             decision = self._loop.run_until_complete(self._plugin.evaluate(context))
-            write(self._reply(number, decision))
+            write(decision_reply(number, decision, self._reply_bytes))
         except MemoryError:
             # Whatever it kept is still there: the process ends, a fresh one takes over.
             write(b'{"id":%d,"error":%s' % (number, _OUT_OF_MEMORY))
             os._exit(71)
         except BaseException as error:  # noqa: BLE001  # the plugin boundary
-            _send({"id": number, "error": type(error).__name__[:100], "text": _told(error)[:_REASON_CHARS]})
-
-    def _reply(self, number: int, decision: Any) -> bytes:
-        if not isinstance(decision, api.PolicyDecision):
-            raise TypeError(f"evaluate() must return a PolicyDecision, not {type(decision).__name__}")
-        reply = {
-            "id": number,
-            "allowed": decision.allowed is True,
-            "reason": _text(str(decision.reason), _REASON_CHARS),
-            "metadata": _plain(decision.metadata or {}, _DEPTH) if isinstance(decision.metadata, dict) else {},
-            "obligations": [{"kind": str(each.kind), "value": each.value} for each in decision.obligations],
-        }
-        body = _encode(reply).encode()
-        if len(body) > self._reply_bytes:
-            body = _encode(reply | {"metadata": {"truncated": True}}).encode()
-        return body
+            write(failure_reply(number, type(error).__name__, _told(error)))
 
 
 def _context(frame: bytes) -> api.PolicyContext:
     *fields, timestamp = json.loads(str(memoryview(frame)[_NUMBER.size :], "ascii"))
     principal, resource, capability, action, arguments, environment = fields
     return api.PolicyContext(principal, resource, capability, action, arguments, environment, datetime.fromisoformat(timestamp))
-
-
-def _text(value: str, most: int) -> str:
-    value = value[:most]
-    return value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8", "replace")
-
-
-def _plain(value: Any, depth: int) -> Any:
-    """Make JSON that the gateway will take of whatever an honest plugin put into its metadata."""
-    if value is None or value is True or value is False:
-        return value
-    if isinstance(value, str):
-        return _text(value, 10_000)
-    if isinstance(value, int) and -(2**63) < value < 2**63:
-        return int(value)
-    if isinstance(value, float) and math.isfinite(value):
-        return float(value)
-    if depth <= 0:
-        return "…"
-    if isinstance(value, dict):
-        return {_text(str(key), 200): _plain(each, depth - 1) for key, each in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(each, depth - 1) for each in value]
-    return _text(str(value) if not isinstance(value, int) else hex(value), 1000)
