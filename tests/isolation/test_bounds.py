@@ -11,6 +11,7 @@ from sark_mw import PolicyPluginManager
 from sark_mw.errors import PolicyEvaluationError
 from sark_mw.policy.isolated import IsolationOptions, isolate
 from sark_mw.policy.isolated.inside.bounds import has_more_values, is_deeper
+from sark_mw.policy.isolated.replies import MalformedReplyError, read_answer
 from tests.isolation.plugins import asked, loaded
 
 #: Allows whatever goes wrong, copies what it is shown, and may have much to remember.
@@ -137,6 +138,22 @@ async def test_whatever_a_plugin_repeats_is_cut_to_what_the_gateway_takes(shown:
         assert plugin.pids == pids and plugin.figures()[0]["deaths"] == 0
     finally:
         await plugin.on_unload()
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        "[" + ",".join(["[]"] * 20_000) + "]",
+        "[" + ",".join(["{}"] * 20_000) + "]",
+        "[" + ",".join(["1"] * 30_000) + "]",
+        '",' * 30_000,
+    ],
+    ids=["lists", "objects", "numbers", "no JSON"],
+)
+def test_a_reply_that_would_hold_up_the_event_loop_is_not_read(metadata: str) -> None:
+    reply = '{"id":1,"allowed":true,"reason":"","metadata":{"a":%s},"obligations":[]}' % metadata  # noqa: UP031  # braces
+    with pytest.raises(MalformedReplyError, match="more than 1000 values"):
+        read_answer(reply.encode())
 
 
 def test_values_and_depth_are_told_from_the_bytes() -> None:

@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 
 from sark_mw.errors import ConfigurationError, PolicyEvaluationError
 from sark_mw.policy.base import Obligation, ObligationKind, PolicyDecision
-from sark_mw.policy.isolated.inside.answers import MAX_OBLIGATION_CHARS, MAX_OBLIGATIONS, MAX_REASON_CHARS
+from sark_mw.policy.isolated.inside.answers import MAX_OBLIGATION_CHARS, MAX_OBLIGATIONS, MAX_REASON_CHARS, MAX_VALUES
+from sark_mw.policy.isolated.inside.bounds import has_more_values
 from sark_mw.policy.isolated.options import Hardening
 from sark_mw.policy.unsendable import UnsendableRequestError
 
@@ -53,6 +54,8 @@ _decode = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_uniqu
 
 def read_message(frame: bytes) -> dict[str, Any]:
     """Parse a frame into an object, unless it would take the event loop too long."""
+    if has_more_values(frame, MAX_VALUES):
+        raise MalformedReplyError(f"a reply of more than {MAX_VALUES} values")
     try:
         message = _decode(frame.decode())
     except (ValueError, RecursionError) as error:

@@ -7,7 +7,10 @@ import math
 from typing import Any
 
 from sark_mw.policy.isolated.inside import api
+from sark_mw.policy.isolated.inside.bounds import has_more_values
 
+#: Values of one reply, which is read in the gateway's event loop: metadata is for a person or a log.
+MAX_VALUES = 1000
 MAX_REASON_CHARS = 500
 MAX_OBLIGATIONS = 16
 MAX_OBLIGATION_CHARS = 200
@@ -29,7 +32,7 @@ def decision_reply(number: int, decision: Any, most_bytes: int) -> bytes:
         "obligations": [_obligation(each) for each in decision.obligations],
     }
     body = _encode(reply).encode()
-    if len(body) > most_bytes:
+    if len(body) > most_bytes or has_more_values(body, MAX_VALUES):
         body = _encode(reply | {"metadata": {"truncated": True}}).encode()
     return body
 
