@@ -63,6 +63,25 @@ async def test_unloading_while_workers_start_and_requests_wait_ends_all_the_same
     assert (descendants(), descriptors()) == before
 
 
+async def test_who_asks_after_unloading_is_refused_and_starts_no_process() -> None:
+    before = descendants(), descriptors()
+    plugin = await loaded()
+    await plugin.on_unload()
+    refused: list[BaseException | PolicyDecision] = []
+
+    async def ask() -> None:
+        refused.extend(await asyncio.gather(plugin.evaluate(asked("allow")), return_exceptions=True))
+
+    await ask()
+    await asyncio.to_thread(lambda: asyncio.run(ask()))
+    assert [str(each) for each in refused] == ["the plugin has been unloaded"] * 2
+    assert not plugin.pids and descendants() == before[0]
+    await plugin.on_load()
+    assert (await plugin.evaluate(asked("allow"))).allowed is True
+    await plugin.on_unload()
+    assert (descendants(), descriptors()) == before
+
+
 async def test_threads_with_event_loops_of_their_own_each_have_workers() -> None:
     before = descendants(), descriptors()
     plugin = await loaded()

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from sark_mw.errors import ConfigurationError
+from sark_mw.errors import ConfigurationError, PolicyEvaluationError
 from sark_mw.policy.base import PolicyDecision, PolicyPlugin
 from sark_mw.policy.context import PolicyContext
 from sark_mw.policy.isolated.link import MalformedReplyError, Source, WorkerEndedError, start
@@ -36,6 +36,7 @@ class IsolatedPlugin(PolicyPlugin):
         self._lock = threading.Lock()
         self._pools: dict[int, Pool] = {}
         self._zygote: Zygote | None = None
+        self._unloaded = False
 
     @property
     def name(self) -> str:
@@ -89,6 +90,7 @@ class IsolatedPlugin(PolicyPlugin):
 
     async def on_load(self) -> None:
         """Start the workers of this event loop."""
+        self._unloaded = False
         pool = self._pool()
         try:
             await pool.open()
@@ -99,6 +101,7 @@ class IsolatedPlugin(PolicyPlugin):
         """End all workers, wherever they serve, and wait until they are gone."""
         here = asyncio.get_running_loop()
         with self._lock:
+            self._unloaded = True
             pools, self._pools = tuple(self._pools.values()), {}
             zygote, self._zygote = self._zygote, None
         for pool in pools:
@@ -135,6 +138,9 @@ class IsolatedPlugin(PolicyPlugin):
         if pool is not None and pool.loop is loop:
             return pool
         with self._lock:
+            if self._unloaded:
+                # Asked by a round that began before: nobody would end what it started now.
+                raise PolicyEvaluationError("the plugin has been unloaded")
             if self._zygote is None:
                 self._zygote = hold_zygote(self._isolation.preload, namespaces=self._isolation.namespaces)
             for key, other in list(self._pools.items()):
