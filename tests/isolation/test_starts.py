@@ -10,10 +10,10 @@ import time
 import pytest
 
 from sark_mw.errors import ConfigurationError, PolicyEvaluationError
-from sark_mw.policy.isolated import isolate
+from sark_mw.policy.isolated import isolate, zygote_process
 from sark_mw.policy.isolated.link import Link
 from tests.isolation.plugins import DOER, asked, loaded
-from tests.isolation.processes import runs, until
+from tests.isolation.processes import descendants, descriptors, runs, until
 
 
 async def test_a_worker_that_dies_between_ready_and_being_seated_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,3 +51,18 @@ os.write = twice
     )
     with pytest.raises(ConfigurationError, match="spoke without being asked"):
         await isolate(twice, "plugin.py")
+
+
+@pytest.mark.parametrize("after_s", [None, 0.0, 0.02, 0.06], ids=["at its first step", "at once", "soon", "later"])
+async def test_a_loading_that_is_cancelled_leaves_nothing(after_s: float | None) -> None:
+    before = descendants(), descriptors()
+    held = dict(zygote_process._zygotes)
+    loading = asyncio.create_task(isolate(DOER, "plugin.py"))
+    if after_s is not None:
+        await asyncio.sleep(after_s)
+    loading.cancel()
+    await asyncio.sleep(0)
+    loading.cancel()  # also while it lets go
+    await asyncio.gather(loading, return_exceptions=True)
+    await until(lambda: (descendants(), descriptors()) == before)
+    assert zygote_process._zygotes == held

@@ -9,7 +9,7 @@ import threading
 
 from sark_mw.policy.isolated.link import MalformedReplyError, WorkerEndedError, start
 from sark_mw.policy.isolated.options import LAYERS, Hardening, IsolationOptions
-from sark_mw.policy.isolated.zygote_process import hold_zygote, release_zygote
+from sark_mw.policy.isolated.zygote_process import hold_zygote, zygote_released
 
 
 @functools.cache
@@ -38,4 +38,4 @@ async def _probe() -> Hardening:
     else:
         return hardening
     finally:
-        await asyncio.to_thread(release_zygote, zygote)
+        await zygote_released(zygote)

@@ -17,7 +17,7 @@ from sark_mw.policy.isolated.options import Hardening, IsolationOptions
 from sark_mw.policy.isolated.pool import Pool
 from sark_mw.policy.isolated.replies import Description
 from sark_mw.policy.isolated.requests import written_context
-from sark_mw.policy.isolated.zygote_process import Zygote, hold_zygote, release_zygote
+from sark_mw.policy.isolated.zygote_process import Zygote, hold_zygote, zygote_released
 from sark_mw.policy.unsendable import UnsendableRequestError, denial
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class IsolatedPlugin(PolicyPlugin):
             if pool.loop is here:
                 await pool.ended()
         if zygote is not None:
-            await asyncio.to_thread(release_zygote, zygote)
+            await zygote_released(zygote)
 
     async def evaluate(self, context: PolicyContext) -> PolicyDecision:
         """Ask a worker, which has the plugin's own time or else that of `IsolationOptions`; see `evaluate_within`."""
@@ -165,7 +165,7 @@ async def isolate(
     """
     isolation = isolation or IsolationOptions()
     wanted = Source(source=source, name=name, class_name=class_name, options=_plain(name, options or {}))
-    zygote = await asyncio.to_thread(hold_zygote, isolation.preload, namespaces=isolation.namespaces)
+    zygote = hold_zygote(isolation.preload, namespaces=isolation.namespaces)
     try:
         link, hardening, description = await start(zygote, wanted, isolation)
         link.end("it was a trial")
@@ -174,7 +174,7 @@ async def isolate(
     except _FAILURES as error:
         raise _refusal(name, error) from error
     finally:
-        await asyncio.to_thread(release_zygote, zygote)
+        await zygote_released(zygote)
     assert description is not None
     if not hardening.complete:
         logger.warning("plugin %r runs with LESS ISOLATION than it should: missing %s", name, dict(hardening.lacking))
