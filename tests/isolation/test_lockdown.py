@@ -17,6 +17,7 @@ from sark_mw.policy.isolated.inside import seccomp
 from sark_mw.policy.isolated.options import LAYERS, NEEDED_LAYERS
 from tests.isolation import lesser
 from tests.isolation.plugins import DOER, asked, loaded
+from tests.isolation.processes import descendants
 
 _ROOT = Path(__file__).parent.parent.parent
 
@@ -90,6 +91,20 @@ def test_another_system_is_refused(system: str, monkeypatch: pytest.MonkeyPatch)
     assert set(found.lacking) == set(NEEDED_LAYERS)
     with pytest.raises(ConfigurationError, match=r"seccomp .needs Linux"):
         found.require()
+
+
+async def test_another_system_is_refused_before_anything_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = descendants()
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(ConfigurationError, match=r"plugin doer.py: .* missing .*seccomp .needs Linux, this is darwin"):
+        await isolate(DOER, "doer.py")
+    assert descendants() <= before
+
+
+def test_best_effort_runs_where_a_received_descriptor_cannot_be_closed_on_exec_at_once() -> None:
+    # As on macOS: the flag is missing before anything of ours is imported.
+    script = "import socket; del socket.MSG_CMSG_CLOEXEC\n" + _ISOLATE
+    assert json.loads(_run("-c", script))["best-effort"] is True
 
 
 async def test_best_effort_warns_loudly(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

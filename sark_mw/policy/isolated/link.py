@@ -24,6 +24,8 @@ from sark_mw.policy.isolated.zygote_process import Zygote
 #: The longest message of a worker before it is asked anything.
 _FIRST_BYTES = 16 << 10
 _CHUNK = 64 << 10
+#: macOS has no such flag: there a descriptor is told so right after it came.
+_CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 #: The clock of a process's processor time by its pid, as clock_getcpuclockid(3) makes it.
 _PROCESS_CLOCK = 2
 
@@ -188,9 +190,11 @@ async def born(zygote: Zygote, isolation: IsolationOptions) -> Link:
         zygote.order(theirs, isolation.memory_bytes, isolation.worker_cpu_s)
         await _wait_readable(loop, ours)
         handles = array.array("i")
-        hello, ancillary, _, _ = ours.recvmsg(HELLO.size, socket.CMSG_SPACE(handles.itemsize), socket.MSG_CMSG_CLOEXEC)
+        hello, ancillary, _, _ = ours.recvmsg(HELLO.size, socket.CMSG_SPACE(handles.itemsize), _CLOSE_ON_EXEC)
         for _, _, data in ancillary:
             handles.frombytes(data[: handles.itemsize])
+        for handle in handles:
+            os.set_inheritable(handle, False)
         if len(hello) != HELLO.size or hello[:4] != BORN:
             raise WorkerEndedError("the zygote could not start a worker")
         return Link(zygote, ours, HELLO.unpack(hello)[1], handles[0] if handles else None)

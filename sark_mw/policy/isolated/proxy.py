@@ -12,6 +12,7 @@ from typing import Any
 from sark_mw.errors import ConfigurationError, PolicyEvaluationError
 from sark_mw.policy.base import PolicyDecision, PolicyPlugin
 from sark_mw.policy.context import PolicyContext
+from sark_mw.policy.isolated.hardening import elsewhere
 from sark_mw.policy.isolated.link import MalformedReplyError, Source, WorkerEndedError, start
 from sark_mw.policy.isolated.options import Hardening, IsolationOptions
 from sark_mw.policy.isolated.pool import Pool
@@ -165,20 +166,29 @@ async def isolate(
     """
     isolation = isolation or IsolationOptions()
     wanted = Source(source=source, name=name, class_name=class_name, options=_plain(name, options or {}))
-    zygote = hold_zygote(isolation.preload, namespaces=isolation.namespaces)
     try:
-        link, hardening, description = await start(zygote, wanted, isolation)
-        link.end("it was a trial")
+        hardening, description = await _tried(wanted, isolation)
     except ConfigurationError as error:
         raise ConfigurationError(f"the plugin {name}: {error}") from error
     except _FAILURES as error:
         raise _refusal(name, error) from error
-    finally:
-        await zygote_released(zygote)
-    assert description is not None
     if not hardening.complete:
         logger.warning("plugin %r runs with LESS ISOLATION than it should: missing %s", name, dict(hardening.lacking))
     return IsolatedPlugin(wanted, isolation, description, hardening)
+
+
+async def _tried(source: Source, isolation: IsolationOptions) -> tuple[Hardening, Description]:
+    lacking = elsewhere()
+    if lacking is not None and isolation.mode == "require":
+        lacking.require()  # before anything is started, which may not even be possible there
+    zygote = hold_zygote(isolation.preload, namespaces=isolation.namespaces)
+    try:
+        link, hardening, description = await start(zygote, source, isolation)
+        link.end("it was a trial")
+    finally:
+        await zygote_released(zygote)
+    assert description is not None
+    return hardening, description
 
 
 def _plain(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
