@@ -176,6 +176,28 @@ async def test_everything_goes_although_a_fork_of_the_gateway_holds_its_descript
     await _gateway_dies(signal.SIGKILL, "os.fork() or (os.setsid(), os.close(1), __import__('time').sleep(20), os._exit(0))")
 
 
+def test_a_gateway_that_was_started_with_sigchld_ignored_keeps_its_zygote() -> None:
+    script = textwrap.dedent("""
+        import asyncio, signal
+        from tests.isolation.plugins import asked, loaded
+        from tests.isolation.processes import until
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        async def main():
+            one, other = await loaded(), await loaded()
+            zygote, workers = one._zygote.pid, other.pids
+            for _ in range(3):
+                await asyncio.gather(one.evaluate(asked("exit")), return_exceptions=True)
+                await until(lambda: bool(one.pids))
+                assert (await one.evaluate(asked("allow"))).allowed and (await other.evaluate(asked("allow"))).allowed
+            print(zygote == one._zygote.pid, workers == other.pids, other.figures()[0]["deaths"])
+            await one.on_unload()
+            await other.on_unload()
+        asyncio.run(main())
+    """)
+    ended = subprocess.run([sys.executable, "-c", script], cwd=_ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.stdout.split() == ["True", "True", "0"], ended.stderr
+
+
 def test_a_fork_of_the_gateway_has_a_zygote_of_its_own() -> None:
     script = textwrap.dedent("""
         import asyncio, os, sys
