@@ -44,6 +44,24 @@ async def test_a_stopped_zygote_only_delays_new_workers() -> None:
         await plugin.on_unload()
 
 
+async def test_a_signal_that_asks_every_process_to_end_leaves_the_requests_to_the_gateway_that_drains() -> None:
+    plugin = await loaded()
+    try:
+        zygote = plugin._zygote
+        assert zygote is not None and zygote.pid is not None
+        policing = (zygote.pid, *plugin.pids)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            asking = [asyncio.ensure_future(plugin.evaluate(asked("allow"))) for _ in range(10)]
+            await asyncio.sleep(0)
+            for pid in policing:
+                os.kill(pid, number)
+            assert all(answer.allowed for answer in await asyncio.gather(*asking))
+        await asyncio.sleep(0.1)
+        assert (zygote.pid, *plugin.pids) == policing and all(runs(pid) for pid in policing)
+    finally:
+        await plugin.on_unload()
+
+
 async def test_unloading_ends_every_process_and_closes_every_descriptor() -> None:
     before = descendants(), descriptors()
     plugins = [await loaded(workers=2) for _ in range(3)]

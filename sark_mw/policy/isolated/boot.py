@@ -22,8 +22,14 @@ def _stand_in(name: str, folder: Path) -> None:
 
 
 def _settle_signals() -> None:
-    """Be told of ended workers, also where the gateway was started without; for workers too, which inherit it."""
+    """Be told of ended workers, also where the gateway was started without, and leave to it what asks for an orderly end.
+
+    A terminal tells a whole group and a service manager every process, while the gateway still drains: we go when it does.
+    Workers inherit this.
+    """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _main() -> None:
