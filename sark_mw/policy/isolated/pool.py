@@ -241,12 +241,12 @@ class Pool:
         self._fill(0.0 if seat.retired else self._died(reason))
         self._hand_out()
 
-    def _died(self, reason: str) -> float:
+    def _died(self, reason: str, *, unborn: bool = False) -> float:
         self.deaths += 1
         self.last_death = reason
         self._probe = None
         was_open = self.broken
-        delay = self._breaker.died(self._loop.time())
+        delay = self._breaker.died(self._loop.time(), unborn=unborn)
         if self.deaths & (self.deaths - 1) == 0:
             logger.warning("a worker of plugin %r died (%d so far): %s", self._source.name, self.deaths, reason)
         if self.broken:
@@ -276,7 +276,7 @@ class Pool:
             try:
                 await self._seat_one()
             except (OSError, WorkerEndedError, MalformedReplyError, ConfigurationError) as error:
-                delay = max(self._died(str(error) or type(error).__name__), self._isolation.backoff_s)
+                delay = max(self._died(str(error) or type(error).__name__, unborn=True), self._isolation.backoff_s)
             else:
                 return
 
