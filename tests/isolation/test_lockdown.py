@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import subprocess
@@ -227,7 +226,8 @@ def test_the_filter_judges_a_system_call(
 
 
 async def test_memory_and_processor_time_are_bounded_for_each_worker() -> None:
-    plugin = await loaded(memory_bytes=32 << 20, cpu_s=0.2, timeout_s=30)
+    # On a busy machine a shorter time may be up before it had so much of the processor.
+    plugin = await loaded(DOER.replace(b"timeout = 0.5", b"timeout = 30"), memory_bytes=32 << 20, cpu_s=0.2)
     try:
         (pid,) = plugin.pids
         with pytest.raises(Exception, match="memory"):
@@ -235,7 +235,6 @@ async def test_memory_and_processor_time_are_bounded_for_each_worker() -> None:
         with pytest.raises(Exception):  # noqa: B017  # its deadline has no text
             await plugin.evaluate(asked("spin"))
         assert "processor time" in plugin.figures()[0]["last_death"]
-        await asyncio.sleep(0)
         assert pid not in plugin.pids
     finally:
         await plugin.on_unload()
