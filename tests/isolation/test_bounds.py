@@ -13,6 +13,7 @@ from sark_mw.policy.isolated import IsolationOptions, isolate
 from sark_mw.policy.isolated.inside.bounds import has_more_values, is_deeper
 from sark_mw.policy.isolated.replies import MalformedReplyError, read_answer
 from tests.isolation.plugins import asked, loaded
+from tests.isolation.processes import until
 
 #: Allows whatever goes wrong, copies what it is shown, and may have much to remember.
 _LENIENT = b"""
@@ -91,6 +92,24 @@ async def test_a_request_at_the_bounds_fits_into_a_worker_that_copies_it(argumen
 async def test_a_request_too_large_for_what_an_honest_plugin_left_free_is_denied_by_its_number(free: int) -> None:
     answers = await _answers("\U0001f600" + "a" * 4_190_000, times=6, keeps=(64 << 20) - free)
     assert answers == ["its worker could not read it"] * 6
+
+
+async def test_a_request_that_could_not_be_read_does_not_close_a_breaker() -> None:
+    dies = b'context.principal_id == "exit" and os._exit(3)\n        copy.deepcopy'
+    full = _LENIENT.replace(b"copy.deepcopy", dies).replace(b"copy, json", b"copy, json, os")
+    options = IsolationOptions(breaker_deaths=1, breaker_s=0.05)
+    plugin = await isolate(full, "full.py", None, {"keeps": 54 << 20}, options)
+    await plugin.on_load()
+    try:
+        with pytest.raises(PolicyEvaluationError, match="exited"):
+            await plugin.evaluate(asked("exit"))
+        await until(lambda: bool(plugin.pids))
+        unread = await plugin.evaluate(asked("allow", x="\U0001f600" + "a" * 4_190_000))
+        assert unread.allowed is False and plugin.figures()[0]["broken"]
+        assert (await plugin.evaluate(asked("allow"))).allowed is True
+        assert not plugin.figures()[0]["broken"]
+    finally:
+        await plugin.on_unload()
 
 
 #: Puts what it is shown into every place of its answer.

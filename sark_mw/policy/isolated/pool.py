@@ -19,6 +19,7 @@ from sark_mw.policy.isolated.replies import Answer, read_answer
 from sark_mw.policy.isolated.requests import numbered
 from sark_mw.policy.isolated.seats import Call, Seat
 from sark_mw.policy.isolated.zygote_process import Zygote
+from sark_mw.policy.unsendable import UnsendableRequestError
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +175,8 @@ class Pool:
             return
         if self._probe is call:
             self._probe = None
-        self._breaker.answered()
+        if not isinstance(answer.failure, UnsendableRequestError):
+            self._breaker.answered()  # one that was not read proves nothing
         if seat.calls:
             seat.next_call(self._loop.time())
         elif self._isolation.stateless or seat.retired:
