@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -92,6 +93,21 @@ async def test_a_request_at_the_bounds_fits_into_a_worker_that_copies_it(argumen
 async def test_a_request_too_large_for_what_an_honest_plugin_left_free_is_denied_by_its_number(free: int) -> None:
     answers = await _answers("\U0001f600" + "a" * 4_190_000, times=6, keeps=(64 << 20) - free)
     assert answers == ["its worker could not read it"] * 6
+
+
+@pytest.mark.parametrize("free", [1 << 20, 6 << 20, 10 << 20], ids=["not to be taken", "not to be read", "not to be parsed"])
+async def test_requests_around_one_that_cannot_be_read_are_answered(free: int) -> None:
+    options = IsolationOptions(timeout_s=20, cpu_s=20)
+    plugin = await isolate(_LENIENT, "lenient.py", None, {"keeps": (64 << 20) - free}, options)
+    await plugin.on_load()
+    try:
+        pids = plugin.pids
+        texts = ["a" * n if n % 7 else "\U0001f600" + "a" * (4_100_000 + n) for n in range(1, 64)]
+        answers = await asyncio.gather(*(plugin.evaluate(asked("allow", x=text)) for text in texts))
+        assert [answer.allowed for answer in answers] == [len(text) < 64 for text in texts]
+        assert plugin.pids == pids and plugin.figures()[0]["deaths"] == 0
+    finally:
+        await plugin.on_unload()
 
 
 async def test_a_request_that_could_not_be_read_does_not_close_a_breaker() -> None:
