@@ -39,7 +39,10 @@ async def ask(
         if len(entry.stuck) >= MAX_STUCK:
             raise PolicyEvaluationError(f"{MAX_STUCK} evaluations of it are stuck", plugin_name=entry.name)
         shown = context.view() if entry.lens is None else entry.lens.show(context)
-        return judgement(await finish_within(plugin.evaluate(shown), seconds), entry, started, models)
+        # What judges in another process ends that one at the deadline: cancelling here would leave it at work.
+        within = getattr(plugin, "evaluate_within", None) if entry.isolated else None
+        running = plugin.evaluate(shown) if within is None else within(shown, seconds)
+        return judgement(await finish_within(running, seconds), entry, started, models)
     except DeadlineExceededError as late:
         return timed_out(entry, late, seconds, started)
     except (asyncio.CancelledError, KeyboardInterrupt):

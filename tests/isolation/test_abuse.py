@@ -33,6 +33,8 @@ _REFUSED = {
     "busy in on_load", "busy in its metaclass", "exit at import", "system exit in its constructor", "boundless description",
     "on_error that is none", "reply before the request",
 }  # fmt: skip
+#: Refused where its second word comes before the first was read.
+_EARLY = {"ready before it is"}
 
 Report = dict[str, Any]
 
@@ -74,7 +76,7 @@ def test_an_isolated_attack_leaves_no_trace_outside(report: Report, name: str) -
 def test_attacks_fail_for_want_of_power_and_not_of_a_module_or_of_time(report: Report) -> None:
     words = {name: case["words"] for name, case in report["cases"].items()}
     assert {name for name, said in words.items() if "ModuleNotFoundError" in said[0]} == _NOT_THERE
-    assert {name for name, said in words.items() if len(said) == 1} == _REFUSED
+    assert {name for name, said in words.items() if len(said) == 1} - _EARLY == _REFUSED
     assert not {name for name, said in words.items() if "NameError" in said[0] or "SyntaxError(" in said[0]}
 
 

@@ -11,6 +11,7 @@ import textwrap
 import threading
 from pathlib import Path
 
+from sark_mw.policy.base import PolicyDecision
 from tests.isolation.plugins import asked, loaded
 from tests.isolation.processes import descendants, descriptors, runs, until
 
@@ -43,6 +44,24 @@ async def test_a_stopped_zygote_only_delays_new_workers() -> None:
         await plugin.on_unload()
 
 
+async def test_a_signal_that_asks_every_process_to_end_leaves_the_requests_to_the_gateway_that_drains() -> None:
+    plugin = await loaded()
+    try:
+        zygote = plugin._zygote
+        assert zygote is not None and zygote.pid is not None
+        policing = (zygote.pid, *plugin.pids)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            asking = [asyncio.ensure_future(plugin.evaluate(asked("allow"))) for _ in range(10)]
+            await asyncio.sleep(0)
+            for pid in policing:
+                os.kill(pid, number)
+            assert all(answer.allowed for answer in await asyncio.gather(*asking))
+        await asyncio.sleep(0.1)
+        assert (zygote.pid, *plugin.pids) == policing and all(runs(pid) for pid in policing)
+    finally:
+        await plugin.on_unload()
+
+
 async def test_unloading_ends_every_process_and_closes_every_descriptor() -> None:
     before = descendants(), descriptors()
     plugins = [await loaded(workers=2) for _ in range(3)]
@@ -59,6 +78,25 @@ async def test_unloading_while_workers_start_and_requests_wait_ends_all_the_same
     await asyncio.sleep(0.02)
     await plugin.on_unload()
     assert len(await asking) == 30
+    assert (descendants(), descriptors()) == before
+
+
+async def test_who_asks_after_unloading_is_refused_and_starts_no_process() -> None:
+    before = descendants(), descriptors()
+    plugin = await loaded()
+    await plugin.on_unload()
+    refused: list[BaseException | PolicyDecision] = []
+
+    async def ask() -> None:
+        refused.extend(await asyncio.gather(plugin.evaluate(asked("allow")), return_exceptions=True))
+
+    await ask()
+    await asyncio.to_thread(lambda: asyncio.run(ask()))
+    assert [str(each) for each in refused] == ["the plugin has been unloaded"] * 2
+    assert not plugin.pids and descendants() == before[0]
+    await plugin.on_load()
+    assert (await plugin.evaluate(asked("allow"))).allowed is True
+    await plugin.on_unload()
     assert (descendants(), descriptors()) == before
 
 
@@ -93,6 +131,30 @@ def test_an_event_loop_that_ended_without_unloading_is_cleaned_up_after() -> Non
     asyncio.run(again())
     assert descendants() <= others
     assert descriptors() == before
+
+
+def test_an_event_loop_that_was_closed_with_calls_under_way_is_cleaned_up_after_by_the_next_one() -> None:
+    others, loop = descendants(), asyncio.new_event_loop()
+    plugin = loop.run_until_complete(loaded(workers=2))
+
+    async def leave_unfinished() -> list[asyncio.Task[PolicyDecision]]:
+        await until(lambda: len(plugin.pids) == 2)
+        hanging = [asyncio.ensure_future(plugin.evaluate(asked("hang"))) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        return hanging
+
+    async def again(old: tuple[int, ...]) -> None:
+        assert (await plugin.evaluate(asked("allow"))).allowed is True
+        await until(lambda: not any(runs(pid) for pid in old))
+        await plugin.on_unload()
+
+    hanging = loop.run_until_complete(leave_unfinished())
+    old = plugin.pids
+    loop.close()
+    asyncio.run(again(old))
+    assert descendants() <= others
+    for task in hanging:  # nobody will ever end them, and asyncio says so
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
 
 
 _GATEWAY = textwrap.dedent("""
@@ -130,6 +192,28 @@ async def test_everything_goes_with_a_gateway_that_is_interrupted() -> None:
 
 async def test_everything_goes_although_a_fork_of_the_gateway_holds_its_descriptors() -> None:
     await _gateway_dies(signal.SIGKILL, "os.fork() or (os.setsid(), os.close(1), __import__('time').sleep(20), os._exit(0))")
+
+
+def test_a_gateway_that_was_started_with_sigchld_ignored_keeps_its_zygote() -> None:
+    script = textwrap.dedent("""
+        import asyncio, signal
+        from tests.isolation.plugins import asked, loaded
+        from tests.isolation.processes import until
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        async def main():
+            one, other = await loaded(), await loaded()
+            zygote, workers = one._zygote.pid, other.pids
+            for _ in range(3):
+                await asyncio.gather(one.evaluate(asked("exit")), return_exceptions=True)
+                await until(lambda: bool(one.pids))
+                assert (await one.evaluate(asked("allow"))).allowed and (await other.evaluate(asked("allow"))).allowed
+            print(zygote == one._zygote.pid, workers == other.pids, other.figures()[0]["deaths"])
+            await one.on_unload()
+            await other.on_unload()
+        asyncio.run(main())
+    """)
+    ended = subprocess.run([sys.executable, "-c", script], cwd=_ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.stdout.split() == ["True", "True", "0"], ended.stderr
 
 
 def test_a_fork_of_the_gateway_has_a_zygote_of_its_own() -> None:

@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from sark_mw import PolicyPluginManager
 from sark_mw.errors import PolicyEvaluationError
 from sark_mw.policy.base import PolicyDecision
 from sark_mw.policy.deadline import DeadlineExceededError
-from sark_mw.policy.isolated import IsolatedPlugin
+from sark_mw.policy.isolated import IsolatedPlugin, isolate
 from tests.isolation.abuse import whole
 from tests.isolation.plugins import DOER, asked, loaded
 from tests.isolation.processes import descendants, descriptors, runs, until
@@ -47,7 +48,7 @@ async def test_one_request_kills_a_worker_and_those_behind_it_are_sent_again(
     await asyncio.sleep(0.3 if verdict is DeadlineExceededError else 0)
     assert await _outcomes(doer, *["allow", "deny"] * 10) == [True, False] * 10
     assert await crimes == [verdict]
-    assert not runs(first)
+    await until(lambda: not runs(first))
     assert first not in doer.pids
 
 
@@ -92,6 +93,55 @@ async def test_waiting_behind_others_is_no_crime() -> None:
         assert plugin.pids == (pid,) and runs(pid)
     finally:
         await plugin.on_unload()
+
+
+async def test_processor_time_is_bounded_also_for_one_that_waited_behind_another() -> None:
+    slow = DOER.replace(b'if word == "exit":', b'if word == "slow":\n            time.sleep(0.3)\n        if word == "exit":')
+    plugin = await loaded(slow.replace(b"timeout = 0.5", b"timeout = 30"), cpu_s=0.2)
+    try:
+        (pid,) = plugin.pids
+        async with asyncio.timeout(10):
+            assert await _outcomes(plugin, "slow", "spin") == [False, DeadlineExceededError]
+        await until(lambda: not runs(pid))
+        assert "processor time" in plugin.figures()[0]["last_death"]
+    finally:
+        await plugin.on_unload()
+
+
+@pytest.mark.parametrize(
+    ("own", "times"),
+    [("None", {"timeout": 0.2}), ("0.2", {"timeout": 5}), ("None", {"timeout": 5, "chain_timeout": 0.2})],
+    ids=["the gateway's", "the plugin's", "the chain's"],
+)
+async def test_a_worker_that_hangs_is_killed_at_the_deadline_of_its_request(own: str, times: dict[str, float]) -> None:
+    plugin = await isolate(DOER.replace(b"timeout = 0.5", f"timeout = {own}".encode()), "doer.py")
+    manager = PolicyPluginManager()
+    await manager.register_plugin(plugin)
+    try:
+        (pid,) = plugin.pids
+        (late,) = await manager.evaluate_all(asked("hang"), **times)
+        assert late.metadata["timeout"] is True
+        await until(lambda: not runs(pid), 1.0)
+        await until(lambda: bool(plugin.pids))
+        (prompt,) = await manager.evaluate_all(asked("allow"), **times)
+        assert prompt.outcome == "allowed"
+    finally:
+        await manager.unregister_plugin("doer")
+
+
+async def test_a_chain_that_leaves_next_to_no_time_kills_no_honest_worker() -> None:
+    slow = DOER.replace(b'if word == "exit":', b'if word == "slow":\n            time.sleep(0.02)\n        if word == "exit":')
+    plugin = await isolate(slow, "doer.py")
+    manager = PolicyPluginManager()
+    await manager.register_plugin(plugin)
+    try:
+        for _ in range(5):
+            (late,) = await manager.evaluate_all(asked("slow"), chain_timeout=0.005)
+            assert late.metadata["timeout"] is True
+            await asyncio.sleep(0.06)
+        assert plugin.figures()[0]["deaths"] == 0
+    finally:
+        await manager.unregister_plugin("doer")
 
 
 async def test_several_workers_serve_side_by_side() -> None:
@@ -141,6 +191,26 @@ async def test_too_many_waiting_requests_fail_at_once() -> None:
     try:
         outcomes = await _outcomes(plugin, "hang", *["allow"] * 10)
         assert outcomes.count(PolicyEvaluationError) >= 7, outcomes
+    finally:
+        await plugin.on_unload()
+
+
+async def test_callers_that_left_do_not_count_as_waiting() -> None:
+    plugin = await loaded(DOER.replace(b"timeout = 0.5", b"timeout = 2"), queue=20, pipeline=1)
+    try:
+        hanging = asyncio.create_task(_outcomes(plugin, "hang"))
+        await asyncio.sleep(0)
+        for _ in range(3):
+            leaving = [asyncio.create_task(plugin.evaluate(asked("allow"))) for _ in range(20)]
+            await asyncio.sleep(0.02)
+            assert plugin.figures()[0]["waiting"] == 20
+            for each in leaving:
+                each.cancel()
+            await asyncio.gather(*leaving, return_exceptions=True)
+            assert plugin.figures()[0]["waiting"] == 0
+        await asyncio.sleep(0.5)
+        assert await _outcomes(plugin, *["allow"] * 20) == [True] * 20  # the hanging one is killed in time for them
+        assert await hanging == [DeadlineExceededError]
     finally:
         await plugin.on_unload()
 

@@ -6,6 +6,7 @@ The packages around `inside` are stood in for by empty ones: importing them woul
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +21,19 @@ def _stand_in(name: str, folder: Path) -> None:
         setattr(sys.modules[parent], child, module)
 
 
+def _settle_signals() -> None:
+    """Be told of ended workers, also where the gateway was started without, and leave to it what asks for an orderly end.
+
+    A terminal tells a whole group and a service manager every process, while the gateway still drains: we go when it does.
+    Workers inherit this.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _main() -> None:
+    _settle_signals()
     here = Path(__file__).resolve().parent
     package = here.parent.parent
     # The folder of this script would let `import options` and the like find our files.

@@ -16,15 +16,19 @@ class Breaker:
         self._deaths: deque[float] = deque(maxlen=isolation.breaker_deaths)
         self._seconds = isolation.breaker_s
         self._in_a_row = 0
+        self._unborn_in_a_row = 0
         self.state: Literal["closed", "open", "probing"] = "closed"
         self.opened = 0
 
-    def died(self, now: float) -> float:
-        """Count a death and return the seconds after which a new worker may start."""
+    def died(self, now: float, *, unborn: bool = False) -> float:
+        """Count a death, or a start that came to nothing, and return the seconds after which a new worker may start."""
         self._deaths.append(now)
         self._in_a_row += 1
-        recent = len(self._deaths) == self._isolation.breaker_deaths and now - self._deaths[0] <= self._isolation.breaker_window_s
-        if self.state != "closed" or recent:
+        self._unborn_in_a_row += unborn
+        most = self._isolation.breaker_deaths
+        recent = len(self._deaths) == most and now - self._deaths[0] <= self._isolation.breaker_window_s
+        # Starts that hang take longer than the window has room for.
+        if self.state != "closed" or recent or self._unborn_in_a_row >= most:
             if self.state == "probing":
                 self._seconds = min(self._seconds * 2, self._isolation.breaker_most_s)
             self.state = "open"
@@ -36,6 +40,7 @@ class Breaker:
 
     def started(self) -> None:
         """A worker is ready: an open breaker lets one request through."""
+        self._unborn_in_a_row = 0
         if self.state == "open":
             self.state = "probing"
 

@@ -9,7 +9,15 @@ import threading
 
 from sark_mw.policy.isolated.link import MalformedReplyError, WorkerEndedError, start
 from sark_mw.policy.isolated.options import LAYERS, Hardening, IsolationOptions
-from sark_mw.policy.isolated.zygote_process import hold_zygote, release_zygote
+from sark_mw.policy.isolated.zygote_process import hold_zygote, zygote_released
+
+
+def elsewhere() -> Hardening | None:
+    """Tell what a system that is no Linux lacks, which is every layer; None on Linux."""
+    system = sys.platform
+    if system.startswith("linux"):
+        return None
+    return Hardening(layers=dict.fromkeys(LAYERS, f"needs Linux, this is {system}"))
 
 
 @functools.cache
@@ -18,8 +26,9 @@ def probe() -> Hardening:
 
     Takes as long as an interpreter takes to start. Never raises: a system where not even that works lacks every layer.
     """
-    if not sys.platform.startswith("linux"):
-        return Hardening(layers=dict.fromkeys(LAYERS, f"needs Linux, this is {sys.platform}"))
+    lacking = elsewhere()
+    if lacking is not None:
+        return lacking
     found: list[Hardening] = []
     # In a thread of its own, as the caller may be in an event loop.
     thread = threading.Thread(target=lambda: found.append(asyncio.run(_probe())), name="sark-mw-probe")
@@ -38,4 +47,4 @@ async def _probe() -> Hardening:
     else:
         return hardening
     finally:
-        await asyncio.to_thread(release_zygote, zygote)
+        await zygote_released(zygote)

@@ -24,6 +24,8 @@ from sark_mw.policy.isolated.zygote_process import Zygote
 #: The longest message of a worker before it is asked anything.
 _FIRST_BYTES = 16 << 10
 _CHUNK = 64 << 10
+#: macOS has no such flag: there a descriptor is told so right after it came.
+_CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 #: The clock of a process's processor time by its pid, as clock_getcpuclockid(3) makes it.
 _PROCESS_CLOCK = 2
 
@@ -55,6 +57,7 @@ class Link:
         self.pid = pid
         self.most_bytes = _FIRST_BYTES
         self.ended = False
+        self.last_words = ""
         self.on_frame: Callable[[bytes], None] = self._unsolicited
         self.on_end: Callable[[str], None] = lambda _: None
         loop.add_reader(sock.fileno(), self._readable)
@@ -106,6 +109,7 @@ class Link:
         if self.ended:
             return
         self.ended = True
+        self.last_words = reason
         if not self._loop.is_closed():
             self._loop.remove_reader(self._socket.fileno())
             self._loop.remove_writer(self._socket.fileno())
@@ -158,11 +162,11 @@ class Link:
         if self.ended:
             return
         if not chunk or kept[-HELLO.size : -HELLO.size + 4] == DIED:
-            self.end(self._last_words())
+            self.end(self._how_it_ended())
         elif len(kept) >= 4 and (length == 0 or length > self.most_bytes) and kept[:4] != DIED:
             self.end(f"it sent a message of {length} bytes, {self.most_bytes} are the most")
 
-    def _last_words(self) -> str:
+    def _how_it_ended(self) -> str:
         last = bytes(self._kept[-HELLO.size :])
         if len(last) < HELLO.size or last[:4] != DIED:
             return "it closed its socket, or its zygote ended"
@@ -186,9 +190,11 @@ async def born(zygote: Zygote, isolation: IsolationOptions) -> Link:
         zygote.order(theirs, isolation.memory_bytes, isolation.worker_cpu_s)
         await _wait_readable(loop, ours)
         handles = array.array("i")
-        hello, ancillary, _, _ = ours.recvmsg(HELLO.size, socket.CMSG_SPACE(handles.itemsize), socket.MSG_CMSG_CLOEXEC)
+        hello, ancillary, _, _ = ours.recvmsg(HELLO.size, socket.CMSG_SPACE(handles.itemsize), _CLOSE_ON_EXEC)
         for _, _, data in ancillary:
             handles.frombytes(data[: handles.itemsize])
+        for handle in handles:
+            os.set_inheritable(handle, False)
         if len(hello) != HELLO.size or hello[:4] != BORN:
             raise WorkerEndedError("the zygote could not start a worker")
         return Link(zygote, ours, HELLO.unpack(hello)[1], handles[0] if handles else None)
@@ -218,7 +224,7 @@ class _Frames:
     async def next(self, frame: bytes) -> dict[str, Any]:
         """Send `frame` and return the message that answers it."""
         if self._link.ended:
-            raise WorkerEndedError("it ended")
+            raise WorkerEndedError(self._link.last_words)
         self._next = asyncio.get_running_loop().create_future()
         self._link.send(frame)
         return read_message(await self._next)
@@ -253,6 +259,9 @@ async def start(zygote: Zygote, source: Source | None, isolation: IsolationOptio
             if isolation.mode == "require":
                 hardening.require()
             description = Description(await frames.next(framed(source.source)))
+            if link.ended:
+                # After its answer and before we came to read it, so that nobody listened to its end.
+                raise WorkerEndedError(link.last_words)
         except BaseException:
             link.end("it did not start")
             raise

@@ -61,6 +61,16 @@ class IsolationOptions:
         if self.reply_bytes > 1 << 20:
             raise ConfigurationError("isolation reply_bytes must be at most 1 MiB: replies are read in the gateway's event loop")
 
+    @property
+    def shown_bytes(self) -> int:
+        """How long a request may be: read, it is up to 8 times as much, half of what a worker has."""
+        return min(self.request_bytes, self.memory_bytes // 16)
+
+    @property
+    def shown_values(self) -> int:
+        """How many values may be in a request: each takes up to 350 bytes with its key, all together a quarter of the memory."""
+        return self.memory_bytes // 2048
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardening:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections import deque
@@ -12,72 +13,24 @@ from sark_mw.errors import ConfigurationError, PolicyEvaluationError
 from sark_mw.policy.base import PolicyDecision
 from sark_mw.policy.deadline import DeadlineExceededError
 from sark_mw.policy.isolated.breaker import Breaker
-from sark_mw.policy.isolated.link import Link, MalformedReplyError, Source, WorkerEndedError, start
+from sark_mw.policy.isolated.link import MalformedReplyError, Source, WorkerEndedError, start
 from sark_mw.policy.isolated.options import Hardening, IsolationOptions
 from sark_mw.policy.isolated.replies import Answer, read_answer
 from sark_mw.policy.isolated.requests import numbered
+from sark_mw.policy.isolated.seats import Call, Seat
 from sark_mw.policy.isolated.zygote_process import Zygote
+from sark_mw.policy.unsendable import UnsendableRequestError
 
 logger = logging.getLogger(__name__)
 
 #: How often idle workers are looked at, and how much processor time one may have used meanwhile.
 _LOOK_S = 1.0
 _IDLE_CPU_S = 0.25
-#: A worker that has so much still to read gets no more.
-_UNREAD_BYTES = 1 << 20
+#: No worker is killed before it was busy for so long with one request: what other policies of a chain left of its time may be
+#: next to nothing, and honest workers are not to die of that.
+_LEAST_BUSY_S = 0.05
 #: No timer rings sooner than this again.
 _LEAST_S = 0.001
-
-
-class _Call:
-    """A request on its way: at most twice, as the first worker may die of another one."""
-
-    __slots__ = ("body", "due", "future", "number", "seat", "sends", "timeout", "timer")
-
-    def __init__(self, body: bytes, timeout: float, future: asyncio.Future[PolicyDecision], now: float) -> None:
-        self.body = body
-        self.timeout = timeout
-        self.future = future
-        self.due = now + timeout
-        self.number = 0
-        self.sends = 0
-        self.seat: _Seat | None = None
-        self.timer: asyncio.TimerHandle | None = None
-
-    def fail(self, error: Exception) -> None:
-        """Tell the caller, if it still listens."""
-        if not self.future.done():
-            self.future.set_exception(error)
-
-    def forget(self) -> None:
-        """Nothing more is to be watched."""
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
-
-
-class _Seat:
-    """A worker with the calls it has been sent. It answers in their order, so the first is the one it is busy with."""
-
-    __slots__ = ("calls", "cpu", "cpu_looked", "idle", "link", "retired", "since")
-
-    def __init__(self, link: Link, now: float) -> None:
-        self.link = link
-        self.calls: deque[_Call] = deque()
-        #: When the first call became that, and the worker's processor time then.
-        self.since = now
-        self.cpu = self.cpu_looked = link.cpu_seconds()
-        self.idle = True
-        self.retired = False
-
-    def takes(self, in_flight: int) -> bool:
-        """Tell whether one more request may be sent to it."""
-        return len(self.calls) < in_flight and not self.retired and self.link.unread_bytes < _UNREAD_BYTES
-
-    def next_call(self, now: float) -> None:
-        """The call before is done: time counts for the one after it."""
-        self.since = now
-        self.cpu = self.link.cpu_seconds()
 
 
 class Pool:
@@ -88,11 +41,11 @@ class Pool:
         self._source = source
         self._isolation = isolation
         self._loop = asyncio.get_running_loop()
-        self._seats: list[_Seat] = []
+        self._seats: list[Seat] = []
         self._starting: set[asyncio.Task[None]] = set()
-        self._waiting: deque[_Call] = deque()
+        self._waiting: deque[Call] = deque()
         self._breaker = Breaker(isolation)
-        self._probe: _Call | None = None
+        self._probe: Call | None = None
         self._held_bytes = 0
         self._in_flight = 1 if isolation.stateless else isolation.pipeline
         self._closed = False
@@ -131,7 +84,7 @@ class Pool:
         if len(self._waiting) >= self._isolation.queue or self._held_bytes + len(body) > self._isolation.queue_bytes:
             raise PolicyEvaluationError(f"{len(self._waiting)} requests are waiting for it already")
         now = self._loop.time()
-        call = _Call(body, timeout, self._loop.create_future(), now)
+        call = Call(body, timeout, self._loop.create_future(), now)
         call.timer = self._loop.call_later(min(timeout, self._isolation.cpu_s), self._ring, call)
         if probing:
             self._probe = call
@@ -141,10 +94,12 @@ class Pool:
         self._hand_out()
         self._held_bytes += len(body)
         try:
-            # A caller that is cancelled cancels the future only: the timer still watches the worker.
             return await call.future
         finally:
             self._held_bytes -= len(body)
+            if call.seat is None:
+                self._leave(call)
+            # Else a caller that is cancelled cancels the future only: the timer still watches the worker.
 
     def close(self) -> None:
         """End all workers; what still waits fails."""
@@ -179,13 +134,19 @@ class Pool:
                 continue
             self._send(call, min(free, key=lambda seat: len(seat.calls)))
 
-    def _drop(self, call: _Call) -> None:
+    def _leave(self, call: Call) -> None:
+        """Let nobody count or keep a call among those that wait whose caller does not."""
+        with contextlib.suppress(ValueError):
+            self._waiting.remove(call)
+        self._drop(call)
+
+    def _drop(self, call: Call) -> None:
         """Nobody waits for it any more; if it was the probe, the next one is."""
         call.forget()
         if self._probe is call:
             self._probe = None
 
-    def _send(self, call: _Call, seat: _Seat) -> None:
+    def _send(self, call: Call, seat: Seat) -> None:
         # Nobody can answer what it has not seen: a reply that was sent ahead is one to nothing.
         call.number = secrets.randbits(53)
         call.sends += 1
@@ -196,7 +157,7 @@ class Pool:
         seat.calls.append(call)
         seat.link.send(numbered(call.number, call.body))
 
-    def _heard(self, seat: _Seat, frame: bytes) -> None:
+    def _heard(self, seat: Seat, frame: bytes) -> None:
         try:
             answer = read_answer(frame)
             if not seat.calls or answer.number != seat.calls[0].number:
@@ -214,14 +175,15 @@ class Pool:
             return
         if self._probe is call:
             self._probe = None
-        self._breaker.answered()
+        if not isinstance(answer.failure, UnsendableRequestError):
+            self._breaker.answered()  # one that was not read proves nothing
         if seat.calls:
             seat.next_call(self._loop.time())
         elif self._isolation.stateless or seat.retired:
             self._retire(seat)
         self._hand_out()
 
-    def _deliver(self, call: _Call, answer: Answer) -> None:
+    def _deliver(self, call: Call, answer: Answer) -> None:
         if call.future.done():
             return
         if answer.decision is not None:
@@ -230,7 +192,7 @@ class Pool:
             assert answer.failure is not None
             call.future.set_exception(answer.failure)
 
-    def _ring(self, call: _Call) -> None:
+    def _ring(self, call: Call) -> None:
         """See what is to be done about a call that takes its time."""
         now = self._loop.time()
         call.timer = None
@@ -238,21 +200,24 @@ class Pool:
         if now >= call.due:
             call.fail(DeadlineExceededError(abandoned=seat is not None))
             if seat is None:
-                self._drop(call)  # it waited for a worker; whoever comes by it passes it over
-                return
-        waits = [call.due - now] if now < call.due else []
+                return  # its caller takes it out of those that wait
+        # One that is not at work yet may be so right after this: nobody looks at its processor time before it rings again.
+        waits = [self._isolation.cpu_s]
+        if now < call.due:
+            waits.append(call.due - now)
         if seat is not None and seat.calls and seat.calls[0] is call:
             used, busy = seat.link.cpu_seconds() - seat.cpu, now - seat.since
-            if used >= self._isolation.cpu_s or busy >= call.timeout:
+            most_s = max(call.timeout, _LEAST_BUSY_S)
+            if used >= self._isolation.cpu_s or busy >= most_s:
                 call.fail(DeadlineExceededError(abandoned=True))
-                seat.link.end("it used more processor time than it may" if busy < call.timeout else "it did not answer in time")
+                seat.link.end("it used more processor time than it may" if busy < most_s else "it did not answer in time")
                 return
-            waits += [self._isolation.cpu_s - used, call.timeout - busy]
+            waits += [self._isolation.cpu_s - used, most_s - busy]
         elif seat is not None:
             waits.append(call.timeout)
         call.timer = self._loop.call_later(max(min(waits), _LEAST_S), self._ring, call)
 
-    def _put_back(self, seat: _Seat) -> None:
+    def _put_back(self, seat: Seat) -> None:
         for call in reversed(seat.calls):
             call.seat = None
             if call.sends > 1 or self._closed:
@@ -265,7 +230,7 @@ class Pool:
                 self._waiting.appendleft(call)
         seat.calls.clear()
 
-    def _gone(self, seat: _Seat, reason: str) -> None:
+    def _gone(self, seat: Seat, reason: str) -> None:
         if seat in self._seats:
             self._seats.remove(seat)
         if seat.calls:
@@ -278,12 +243,12 @@ class Pool:
         self._fill(0.0 if seat.retired else self._died(reason))
         self._hand_out()
 
-    def _died(self, reason: str) -> float:
+    def _died(self, reason: str, *, unborn: bool = False) -> float:
         self.deaths += 1
         self.last_death = reason
         self._probe = None
         was_open = self.broken
-        delay = self._breaker.died(self._loop.time())
+        delay = self._breaker.died(self._loop.time(), unborn=unborn)
         if self.deaths & (self.deaths - 1) == 0:
             logger.warning("a worker of plugin %r died (%d so far): %s", self._source.name, self.deaths, reason)
         if self.broken:
@@ -295,7 +260,7 @@ class Pool:
             self._waiting.clear()
         return delay
 
-    def _retire(self, seat: _Seat) -> None:
+    def _retire(self, seat: Seat) -> None:
         seat.retired = True
         if not seat.calls:
             seat.link.end("it has done its work")
@@ -313,7 +278,7 @@ class Pool:
             try:
                 await self._seat_one()
             except (OSError, WorkerEndedError, MalformedReplyError, ConfigurationError) as error:
-                delay = max(self._died(str(error) or type(error).__name__), self._isolation.backoff_s)
+                delay = max(self._died(str(error) or type(error).__name__, unborn=True), self._isolation.backoff_s)
             else:
                 return
 
@@ -322,7 +287,7 @@ class Pool:
         if self._closed:
             link.end("the plugin was unloaded")
             return
-        seat = _Seat(link, self._loop.time())
+        seat = Seat(link, self._loop.time())
         link.on_frame = lambda frame: self._heard(seat, frame)
         link.on_end = lambda reason: self._gone(seat, reason)
         self._seats.append(seat)

@@ -9,15 +9,17 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from sark_mw.errors import ConfigurationError
+from sark_mw.errors import ConfigurationError, PolicyEvaluationError
 from sark_mw.policy.base import PolicyDecision, PolicyPlugin
 from sark_mw.policy.context import PolicyContext
+from sark_mw.policy.isolated.hardening import elsewhere
 from sark_mw.policy.isolated.link import MalformedReplyError, Source, WorkerEndedError, start
 from sark_mw.policy.isolated.options import Hardening, IsolationOptions
 from sark_mw.policy.isolated.pool import Pool
 from sark_mw.policy.isolated.replies import Description
-from sark_mw.policy.isolated.requests import UnsendableError, written_context
-from sark_mw.policy.isolated.zygote_process import Zygote, hold_zygote, release_zygote
+from sark_mw.policy.isolated.requests import written_context
+from sark_mw.policy.isolated.zygote_process import Zygote, hold_zygote, zygote_released
+from sark_mw.policy.unsendable import UnsendableRequestError, denial
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ class IsolatedPlugin(PolicyPlugin):
         self._lock = threading.Lock()
         self._pools: dict[int, Pool] = {}
         self._zygote: Zygote | None = None
+        self._unloaded = False
 
     @property
     def name(self) -> str:
@@ -88,6 +91,7 @@ class IsolatedPlugin(PolicyPlugin):
 
     async def on_load(self) -> None:
         """Start the workers of this event loop."""
+        self._unloaded = False
         pool = self._pool()
         try:
             await pool.open()
@@ -98,6 +102,7 @@ class IsolatedPlugin(PolicyPlugin):
         """End all workers, wherever they serve, and wait until they are gone."""
         here = asyncio.get_running_loop()
         with self._lock:
+            self._unloaded = True
             pools, self._pools = tuple(self._pools.values()), {}
             zygote, self._zygote = self._zygote, None
         for pool in pools:
@@ -108,15 +113,25 @@ class IsolatedPlugin(PolicyPlugin):
             if pool.loop is here:
                 await pool.ended()
         if zygote is not None:
-            await asyncio.to_thread(release_zygote, zygote)
+            await zygote_released(zygote)
 
     async def evaluate(self, context: PolicyContext) -> PolicyDecision:
-        """Ask a worker. A request that cannot be shown to it is denied, whatever `on_error` says: the caller made it so."""
+        """Ask a worker, which has the plugin's own time or else that of `IsolationOptions`; see `evaluate_within`."""
+        return await self.evaluate_within(context, self._said.timeout or self._isolation.timeout_s)
+
+    async def evaluate_within(self, context: PolicyContext, seconds: float) -> PolicyDecision:
+        """Ask a worker, which is killed if that takes longer than `seconds`.
+
+        A request that cannot be shown to it is denied, whatever `on_error` says: the caller made it so.
+        """
+        isolation = self._isolation
+        if self._said.timeout is None:
+            seconds = min(seconds, isolation.timeout_s)
         try:
-            body = written_context(context, self._isolation.request_bytes)
-        except UnsendableError as error:
-            return PolicyDecision(False, "the request cannot be shown to a policy", {"unsendable": str(error)})
-        return await self._pool().ask(body, self._said.timeout or self._isolation.timeout_s)
+            body = written_context(context, isolation.shown_bytes, isolation.shown_values)
+            return await self._pool().ask(body, seconds)
+        except UnsendableRequestError as error:
+            return denial(error)
 
     def _pool(self) -> Pool:
         loop = asyncio.get_running_loop()
@@ -124,6 +139,9 @@ class IsolatedPlugin(PolicyPlugin):
         if pool is not None and pool.loop is loop:
             return pool
         with self._lock:
+            if self._unloaded:
+                # Asked by a round that began before: nobody would end what it started now.
+                raise PolicyEvaluationError("the plugin has been unloaded")
             if self._zygote is None:
                 self._zygote = hold_zygote(self._isolation.preload, namespaces=self._isolation.namespaces)
             for key, other in list(self._pools.items()):
@@ -148,20 +166,29 @@ async def isolate(
     """
     isolation = isolation or IsolationOptions()
     wanted = Source(source=source, name=name, class_name=class_name, options=_plain(name, options or {}))
-    zygote = await asyncio.to_thread(hold_zygote, isolation.preload, namespaces=isolation.namespaces)
     try:
-        link, hardening, description = await start(zygote, wanted, isolation)
-        link.end("it was a trial")
+        hardening, description = await _tried(wanted, isolation)
     except ConfigurationError as error:
         raise ConfigurationError(f"the plugin {name}: {error}") from error
     except _FAILURES as error:
         raise _refusal(name, error) from error
-    finally:
-        await asyncio.to_thread(release_zygote, zygote)
-    assert description is not None
     if not hardening.complete:
         logger.warning("plugin %r runs with LESS ISOLATION than it should: missing %s", name, dict(hardening.lacking))
     return IsolatedPlugin(wanted, isolation, description, hardening)
+
+
+async def _tried(source: Source, isolation: IsolationOptions) -> tuple[Hardening, Description]:
+    lacking = elsewhere()
+    if lacking is not None and isolation.mode == "require":
+        lacking.require()  # before anything is started, which may not even be possible there
+    zygote = hold_zygote(isolation.preload, namespaces=isolation.namespaces)
+    try:
+        link, hardening, description = await start(zygote, source, isolation)
+        link.end("it was a trial")
+    finally:
+        await zygote_released(zygote)
+    assert description is not None
+    return hardening, description
 
 
 def _plain(name: str, options: Mapping[str, Any]) -> dict[str, Any]:

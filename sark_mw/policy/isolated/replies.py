@@ -9,13 +9,15 @@ from typing import Any, NoReturn
 
 from sark_mw.errors import ConfigurationError, PolicyEvaluationError
 from sark_mw.policy.base import Obligation, ObligationKind, PolicyDecision
+from sark_mw.policy.isolated.inside.answers import MAX_OBLIGATION_CHARS, MAX_OBLIGATIONS, MAX_REASON_CHARS, MAX_VALUES
+from sark_mw.policy.isolated.inside.bounds import has_more_values
 from sark_mw.policy.isolated.options import Hardening
+from sark_mw.policy.unsendable import UnsendableRequestError
 
-_REASON_CHARS = 500
 _DEPTH = 14
-_OBLIGATIONS = 16
 _JUDGED = frozenset({"id", "allowed", "reason", "metadata", "obligations"})
 _FAILED = frozenset({"id", "error", "text"})
+_UNREAD = frozenset({"id", "unread"})
 _MEMBERS = frozenset({"name", "version", "description", "priority", "timeout", "on_error", "needs"})
 #: What ends a line or steers a terminal, wherever a reason is shown.
 _CONTROLS = dict.fromkeys((*range(32), 127, *range(128, 160), 0x2028, 0x2029), " ")
@@ -26,7 +28,7 @@ class MalformedReplyError(Exception):
 
 
 class Answer:
-    """A reply that is well-formed: the request it is for, and the decision or the plugin's failure."""
+    """A reply that is well-formed: the request it is for, and the decision or the failure: the plugin's, or to read it at all."""
 
     __slots__ = ("decision", "failure", "number")
 
@@ -51,7 +53,9 @@ _decode = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_uniqu
 
 
 def read_message(frame: bytes) -> dict[str, Any]:
-    """Parse a frame into an object."""
+    """Parse a frame into an object, unless it would take the event loop too long."""
+    if has_more_values(frame, MAX_VALUES):
+        raise MalformedReplyError(f"a reply of more than {MAX_VALUES} values")
     try:
         message = _decode(frame.decode())
     except (ValueError, RecursionError) as error:
@@ -69,9 +73,13 @@ def read_answer(frame: bytes) -> Answer:
         raise MalformedReplyError("a reply without a number")
     if message.keys() == _JUDGED:
         return Answer(number, _decision(message), None)
+    if message.keys() == _UNREAD:
+        return Answer(number, None, UnsendableRequestError("its worker could not read it"))
     if message.keys() != _FAILED:
         raise MalformedReplyError("a reply with other fields")
-    error, text = (_string(message[name], most).translate(_CONTROLS) for name, most in (("error", 100), ("text", _REASON_CHARS)))
+    error, text = (
+        _string(message[name], most).translate(_CONTROLS) for name, most in (("error", 100), ("text", MAX_REASON_CHARS))
+    )
     return Answer(number, None, PolicyEvaluationError(text or error, error=error))
 
 
@@ -79,10 +87,10 @@ def _decision(message: Mapping[str, Any]) -> PolicyDecision:
     allowed, metadata, obligations = message["allowed"], message["metadata"], message["obligations"]
     if type(allowed) is not bool:
         raise MalformedReplyError("allowed is neither true nor false")
-    if type(metadata) is not dict or type(obligations) is not list or len(obligations) > _OBLIGATIONS:
+    if type(metadata) is not dict or type(obligations) is not list or len(obligations) > MAX_OBLIGATIONS:
         raise MalformedReplyError("metadata or obligations of another kind")
     _check(metadata)
-    reason = _string(message["reason"], _REASON_CHARS).translate(_CONTROLS)
+    reason = _string(message["reason"], MAX_REASON_CHARS).translate(_CONTROLS)
     return PolicyDecision(allowed, reason, metadata, obligations=tuple(map(_obligation, obligations)))
 
 
@@ -93,7 +101,7 @@ def _obligation(given: object) -> Obligation:
     if kind not in tuple(ObligationKind):
         raise MalformedReplyError("an unknown obligation")
     if type(value) is str:
-        return Obligation(kind, _string(value, 200))
+        return Obligation(kind, _string(value, MAX_OBLIGATION_CHARS))
     if type(value) is int and abs(value) < 2**63:
         return Obligation(kind, value)
     raise MalformedReplyError("an obligation to another kind of value")
@@ -102,8 +110,11 @@ def _obligation(given: object) -> Obligation:
 def _string(value: object, most: int) -> str:
     if type(value) is not str or len(value) > most:
         raise MalformedReplyError("a text that is none, or too long")
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise MalformedReplyError("a text that nobody can encode")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise MalformedReplyError("a text that nobody can encode") from None
     return value
 
 

@@ -1,4 +1,4 @@
-"""Write a request for a worker: the context as JSON, with a bound on its size."""
+"""Write a request for a worker: the context as JSON, no more of it than a worker can surely read."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from typing import Any
 from uuid import UUID
 
 from sark_mw.policy.context import PolicyContext
+from sark_mw.policy.isolated.inside.bounds import has_more_values, is_deeper
+from sark_mw.policy.unsendable import UnsendableRequestError
 
 _LENGTH = struct.Struct(">I")
+_HEAD = struct.Struct(">IQ")
+_NUMBER_BYTES = 8
 
 
-class UnsendableError(ValueError):
-    """A context that is too large, too deep, or holds what is no data."""
+#: Levels of what plugins may walk by calling themselves; two are the context's own.
+_DEPTH = 64
 
 
 def _data(value: object) -> object:
@@ -31,7 +35,7 @@ def _data(value: object) -> object:
         return str(value)
     if isinstance(value, Mapping):
         return dict(value)
-    raise UnsendableError(f"the context holds a {type(value).__name__}, which is no data")
+    raise UnsendableRequestError(f"the context holds a {type(value).__name__}, which is no data")
 
 
 # NaN passes, as Python's JSON takes it: a caller must not be able to make a policy fail with it.
@@ -48,8 +52,8 @@ def _content(part: dict[str, Any]) -> dict[str, Any]:
     return part if type(part) is dict else dict(dict.items(part))
 
 
-def written_context(context: PolicyContext, most_bytes: int) -> bytes:
-    """Write everything of a request's frame but its number; raises `UnsendableError`."""
+def written_context(context: PolicyContext, most_bytes: int, most_values: int) -> bytes:
+    """Write everything of a request's frame but its number; raises `UnsendableRequestError`."""
     timestamp = context.timestamp if context.timestamp.tzinfo else context.timestamp.replace(tzinfo=UTC)
     fields = [
         context.principal_id,
@@ -62,16 +66,17 @@ def written_context(context: PolicyContext, most_bytes: int) -> bytes:
     ]
     try:
         body = _encode(fields).encode()
-    except UnsendableError:
-        raise
     except (ValueError, TypeError, RecursionError) as error:
-        raise UnsendableError(f"the context cannot be written: {type(error).__name__}") from None
+        raise UnsendableRequestError(f"the context cannot be written: {type(error).__name__}") from None
     if len(body) > most_bytes:
-        raise UnsendableError(f"the context is {len(body)} bytes long, {most_bytes} are the most")
+        raise UnsendableRequestError(f"the context is {len(body)} bytes long, {most_bytes} are the most")
+    if has_more_values(body, most_values):
+        raise UnsendableRequestError(f"the context holds more than {most_values} values")
+    if is_deeper(body, _DEPTH):
+        raise UnsendableRequestError(f"the context is more than {_DEPTH} levels deep")
     return body
 
 
 def numbered(number: int, body: bytes) -> bytes:
-    """Make the frame of a request: its number first, then what `written_context` wrote."""
-    head = b"[%d," % number
-    return _LENGTH.pack(len(head) + len(body) - 1) + head + body[1:]
+    """Make the frame of a request: its number, outside of what has to be understood, then what `written_context` wrote."""
+    return _HEAD.pack(_NUMBER_BYTES + len(body), number) + body

@@ -7,6 +7,7 @@ socket without waiting, so that any event loop and thread may place them; the wo
 from __future__ import annotations
 
 import array
+import asyncio
 import atexit
 import contextlib
 import importlib.util
@@ -134,7 +135,7 @@ _guard = threading.Lock()
 
 
 def hold_zygote(preload: tuple[str, ...], *, namespaces: bool) -> Zygote:
-    """Return the zygote of this process for these modules; `release_zygote` when it is not needed any more."""
+    """Return the zygote of this process for these modules; `release_zygote` when it is not needed any more. Waits for nobody."""
     key = (preload, namespaces)
     with _guard:
         zygote, holders = _zygotes.get(key) or (Zygote(preload, namespaces=namespaces), 0)
@@ -155,6 +156,11 @@ def release_zygote(held: Zygote) -> None:
                     _zygotes[key] = (zygote, holders - 1)
     if last:
         held.close()
+
+
+async def zygote_released(held: Zygote) -> None:
+    """Let go of it in a thread, as ending it takes a moment; also where the caller is cancelled meanwhile."""
+    await asyncio.shield(asyncio.to_thread(release_zygote, held))
 
 
 @atexit.register

@@ -1,7 +1,7 @@
 """A worker: locked down first, then it takes a plugin's source over its socket and answers one request after the other.
 
-Frames are a length (4 bytes, big endian) and JSON. Whatever runs in here may be hostile: the gateway believes no more than the
-few typed fields of a reply, and this side's only care is that an honest plugin's answer fits into them.
+Whatever runs in here may be hostile: the gateway believes no more than the few typed fields of a reply, and this side's only care
+is that an honest plugin's answer fits into them.
 """
 
 from __future__ import annotations
@@ -9,25 +9,22 @@ from __future__ import annotations
 import inspect
 import io
 import json
-import math
 import os
 import struct
 import sys
-from collections.abc import Iterator
 from datetime import datetime
 from types import ModuleType
 from typing import Any, NoReturn
 
 from sark_mw.errors import ConfigurationError
 from sark_mw.policy.isolated.inside import api
+from sark_mw.policy.isolated.inside.answers import cut, decision_reply, failure_reply
+from sark_mw.policy.isolated.inside.frames import SOCKET, frames, write
 from sark_mw.policy.isolated.inside.lockdown import Layers, WorkerLockdown
 from sark_mw.policy.isolated.inside.loop import QuietLoop
 
-#: The only descriptor of a worker: the lowest, so that a limit of one descriptor leaves no number for another.
-SOCKET = 0
 _MODULE = "isolated_plugin"
-_REASON_CHARS = 500
-_DEPTH = 12
+_NUMBER = struct.Struct(">Q")
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 #: Ready before memory is short.
 _OUT_OF_MEMORY = b'"MemoryError","text":"the plugin used more memory than it may"}'
@@ -59,38 +56,16 @@ def run(handle: int, lockdown: WorkerLockdown, memory_bytes: int, cpu_s: int, zy
         os._exit(status)
 
 
-def _frames() -> Iterator[bytes]:
-    kept = bytearray()
-    while True:
-        while len(kept) >= 4:
-            (length,) = struct.unpack_from(">I", kept)
-            if len(kept) < 4 + length:
-                break
-            frame = bytes(kept[4 : 4 + length])
-            del kept[: 4 + length]
-            yield frame
-        more = os.read(SOCKET, 65536)
-        if not more:
-            return
-        kept += more
-
-
-def _write(body: bytes) -> None:
-    frame = memoryview(struct.pack(">I", len(body)) + body)
-    while frame:
-        frame = frame[os.write(SOCKET, frame) :]
-
-
 def _send(message: dict[str, Any]) -> None:
-    _write(_encode(message).encode())
+    write(_encode(message).encode())
 
 
 def _serve(layers: Layers) -> None:
-    frames = _frames()
+    given = frames()
     # Not before the gateway spoke: until then the socket is the zygote's, which tells of our birth on it.
-    header = json.loads(next(frames, b"") or os._exit(0))
+    header = json.loads(next(given, b"") or os._exit(0))
     _send({"locked": layers})
-    source = next(frames, None)
+    source = next(given, None)
     if source is None:
         return  # this lockdown does not please the gateway
     loop = QuietLoop()
@@ -101,18 +76,18 @@ def _serve(layers: Layers) -> None:
         _send({"refused": _told(error)})
         return
     judge = _Judge(plugin, loop, header["reply_bytes"])
-    for frame in frames:
+    for frame in given:
         judge.answer(frame)
 
 
 def _told(error: BaseException) -> str:
     if isinstance(error, ConfigurationError):
-        return str(error)[:2000]
+        return cut(str(error), 2000)
     try:
         text = str(error)
     except Exception:  # noqa: BLE001  # its own __str__
         text = ""
-    return f"{type(error).__name__}: {_text(text, 1900)}"
+    return f"{type(error).__name__}: {cut(text, 1900)}"
 
 
 def _load(source: bytes, header: dict[str, Any], loop: QuietLoop) -> api.PolicyPlugin:
@@ -174,57 +149,25 @@ class _Judge:
         self._reply_bytes = reply_bytes
 
     def answer(self, frame: bytes) -> None:
-        number = 0
+        """Answer one request: its number, then its fields in JSON."""
+        (number,) = _NUMBER.unpack_from(frame)
         try:
-            number, principal, resource, capability, action, arguments, environment, timestamp = json.loads(frame)
-            del frame
-            context = api.PolicyContext(
-                principal, resource, capability, action, arguments, environment, datetime.fromisoformat(timestamp)
-            )
+            context = _context(frame)
+        except (MemoryError, RecursionError, ValueError):
+            write(b'{"id":%d,"unread":true}' % number)  # the caller's doing: nothing of the plugin's has run
+            return
+        try:
             decision = self._loop.run_until_complete(self._plugin.evaluate(context))
-            _write(self._reply(number, decision))
+            write(decision_reply(number, decision, self._reply_bytes))
         except MemoryError:
             # Whatever it kept is still there: the process ends, a fresh one takes over.
-            _write(b'{"id":%d,"error":%s' % (number, _OUT_OF_MEMORY))
+            write(b'{"id":%d,"error":%s' % (number, _OUT_OF_MEMORY))
             os._exit(71)
         except BaseException as error:  # noqa: BLE001  # the plugin boundary
-            _send({"id": number, "error": type(error).__name__[:100], "text": _told(error)[:_REASON_CHARS]})
-
-    def _reply(self, number: int, decision: Any) -> bytes:
-        if not isinstance(decision, api.PolicyDecision):
-            raise TypeError(f"evaluate() must return a PolicyDecision, not {type(decision).__name__}")
-        reply = {
-            "id": number,
-            "allowed": decision.allowed is True,
-            "reason": _text(str(decision.reason), _REASON_CHARS),
-            "metadata": _plain(decision.metadata or {}, _DEPTH) if isinstance(decision.metadata, dict) else {},
-            "obligations": [{"kind": str(each.kind), "value": each.value} for each in decision.obligations],
-        }
-        body = _encode(reply).encode()
-        if len(body) > self._reply_bytes:
-            body = _encode(reply | {"metadata": {"truncated": True}}).encode()
-        return body
+            write(failure_reply(number, type(error).__name__, _told(error)))
 
 
-def _text(value: str, most: int) -> str:
-    value = value[:most]
-    return value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8", "replace")
-
-
-def _plain(value: Any, depth: int) -> Any:
-    """Make JSON that the gateway will take of whatever an honest plugin put into its metadata."""
-    if value is None or value is True or value is False:
-        return value
-    if isinstance(value, str):
-        return _text(value, 10_000)
-    if isinstance(value, int) and -(2**63) < value < 2**63:
-        return int(value)
-    if isinstance(value, float) and math.isfinite(value):
-        return float(value)
-    if depth <= 0:
-        return "…"
-    if isinstance(value, dict):
-        return {_text(str(key), 200): _plain(each, depth - 1) for key, each in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(each, depth - 1) for each in value]
-    return _text(str(value) if not isinstance(value, int) else hex(value), 1000)
+def _context(frame: bytes) -> api.PolicyContext:
+    *fields, timestamp = json.loads(str(memoryview(frame)[_NUMBER.size :], "ascii"))
+    principal, resource, capability, action, arguments, environment = fields
+    return api.PolicyContext(principal, resource, capability, action, arguments, environment, datetime.fromisoformat(timestamp))

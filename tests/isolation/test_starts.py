@@ -1,0 +1,89 @@
+"""How workers come to be: those that die on the way, starts that hang, callers that leave, and systems that are none."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+
+import pytest
+
+from sark_mw.errors import ConfigurationError, PolicyEvaluationError
+from sark_mw.policy.isolated import isolate, zygote_process
+from sark_mw.policy.isolated.link import Link
+from tests.isolation.plugins import DOER, asked, loaded
+from tests.isolation.processes import descendants, descriptors, runs, until
+
+
+async def test_a_worker_that_dies_between_ready_and_being_seated_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = await loaded()
+    send, killed = Link.send, []
+
+    def shot_in_time(link: Link, frame: bytes) -> None:
+        send(link, frame)
+        if b"class Doer" in frame and not killed:
+            killed.append(link.pid)
+            # The loop is busy until both its word and its end are there to be read.
+            asyncio.get_running_loop().call_soon(lambda: (time.sleep(0.1), os.kill(link.pid, signal.SIGKILL), time.sleep(0.05)))
+
+    try:
+        monkeypatch.setattr(Link, "send", shot_in_time)
+        with pytest.raises(PolicyEvaluationError):
+            await plugin.evaluate(asked("exit"))
+        await until(lambda: bool(plugin.pids) and bool(killed))
+        assert killed[0] not in plugin.pids and runs(plugin.pids[0])
+        assert (await plugin.evaluate(asked("allow"))).allowed is True
+        assert plugin.figures()[0]["deaths"] == 2
+    finally:
+        await plugin.on_unload()
+
+
+async def test_a_plugin_that_says_twice_that_it_is_ready_is_refused() -> None:
+    twice = (
+        DOER
+        + b"""
+_write = os.write
+def twice(handle, data):
+    return _write(handle, bytes(data) * 2 if b'"ready"' in bytes(data) else data) and len(data)
+os.write = twice
+"""
+    )
+    with pytest.raises(ConfigurationError, match="spoke without being asked"):
+        await isolate(twice, "plugin.py")
+
+
+@pytest.mark.parametrize("after_s", [None, 0.0, 0.02, 0.06], ids=["at its first step", "at once", "soon", "later"])
+async def test_a_loading_that_is_cancelled_leaves_nothing(after_s: float | None) -> None:
+    before = descendants(), descriptors()
+    held = dict(zygote_process._zygotes)
+    loading = asyncio.create_task(isolate(DOER, "plugin.py"))
+    if after_s is not None:
+        await asyncio.sleep(after_s)
+    loading.cancel()
+    await asyncio.sleep(0)
+    loading.cancel()  # also while it lets go
+    await asyncio.gather(loading, return_exceptions=True)
+    await until(lambda: (descendants(), descriptors()) == before)
+    assert zygote_process._zygotes == held
+
+
+async def test_starts_that_hang_open_the_breaker_although_each_takes_longer_than_its_share_of_the_window() -> None:
+    hangs_later = DOER.replace(b"self._asked = 0", b"self._asked = 0\n        if time.time() > %r: time.sleep(100)")
+    bad_from = time.time() + 1.0
+    plugin = await loaded(
+        hangs_later.replace(b"%r", repr(bad_from).encode()),
+        start_timeout_s=0.3,
+        breaker_deaths=3,
+        breaker_window_s=0.5,
+        backoff_s=0.01,
+    )
+    try:
+        await asyncio.sleep(max(bad_from - time.time(), 0) + 0.05)
+        with pytest.raises(PolicyEvaluationError, match=r"it exited \(3\)"):
+            await plugin.evaluate(asked("exit"))
+        await until(lambda: plugin.figures()[0]["broken"], 3.0)
+        with pytest.raises(PolicyEvaluationError, match="not asked, since its workers keep dying"):
+            await plugin.evaluate(asked("allow"))
+    finally:
+        await plugin.on_unload()
