@@ -63,7 +63,8 @@ class BusinessHoursPlugin(PolicyPlugin):
         if opens is not None:
             metadata["opens_at"] = opens.astimezone(self._zone).isoformat(timespec="seconds")
             metadata["retry_after"] = max(1, -(-(opens - now) // timedelta(seconds=1)))
-        return PolicyDecision(False, f"outside business hours ({self._described()})", metadata)
+        closed = f"; {local:%Y-%m-%d} is a holiday or closed" if self._is_closed(local.date()) else ""
+        return PolicyDecision(False, f"outside business hours ({self._described()}{closed})", metadata)
 
     def _open(self, local: datetime) -> bool:
         today = local.date()
@@ -76,7 +77,10 @@ class BusinessHoursPlugin(PolicyPlugin):
     def _works_on(self, day: date) -> bool:
         if day.weekday() not in self._days:
             return False
-        return day in self._open_all_the_same or not (day in self._closed or day in self._holidays)
+        return not self._is_closed(day)
+
+    def _is_closed(self, day: date) -> bool:
+        return day not in self._open_all_the_same and (day in self._closed or day in self._holidays)
 
     def _next_opening(self, now: datetime) -> datetime | None:
         # Where clocks go forward an opening may fall into the hour that does not exist, so each one is checked.

@@ -109,7 +109,11 @@ def _country(found: object) -> str | None:
 def _countries(field: str, codes: Iterable[str]) -> frozenset[str]:
     if isinstance(codes, str):
         raise ConfigurationError(f"{field} must be a list of codes such as 'DE', not {codes!r}")
-    return frozenset(code.upper() for code in codes)
+    found = frozenset(str(code).upper() for code in codes)
+    for code in found:
+        if len(code) != 2 or not code.isascii() or not code.isalpha():
+            raise ConfigurationError(f"{field} must be codes of two letters such as 'DE', not {code!r}")
+    return found
 
 
 def _networks(field: str, values: Iterable[str]) -> tuple[_Network, ...]:

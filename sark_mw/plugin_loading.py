@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +16,15 @@ from sark_mw.policy.base import PolicyPlugin
 from sark_mw.policy.builtin import BUILTIN_PLUGINS, builtin_plugin_path
 from sark_mw.policy.files import PluginFile, plugin_files
 from sark_mw.policy.installed import installed_plugin
-from sark_mw.policy.loading import built
 from sark_mw.policy.manager import PolicyPluginManager
 from sark_mw.policy.packages import Lock
 from sark_mw.policy.packages.inspection import reader_at_hand
 from sark_mw.policy.reloading import FileWatch
+from sark_mw.rule_files import RULES, RuleWatch, make_rules
 from sark_mw.settings import PluginSettings, PolicySettings
 from sark_mw.settings_policy import RuleSettings
 
 _log = logging.getLogger(__name__)
-
-#: Policies without code of one's own: each is a class of sark_mw, imported when it is used, as some need more than the base.
-RULES = {
-    "cel": "sark_mw.policy.cel:CelPlugin",
-    "opa": "sark_mw.policy.opa:OpaPlugin",
-    "rego": "sark_mw.policy.rego:RegoPlugin",
-    "wasm": "sark_mw.policy.wasm:WasmPlugin",
-}
 
 
 def make_policies(settings: PolicySettings) -> PolicyPluginManager:
@@ -87,24 +77,36 @@ class PluginUpkeep:
     def __init__(self, manager: PolicyPluginManager, settings: PolicySettings) -> None:
         self._manager = manager
         self._settings = settings
-        self._watching: asyncio.Task[None] | None = None
+        self._watching: list[asyncio.Task[None]] = []
+        self.rules = RuleWatch(manager, settings.plugins)
 
     def start(self) -> None:
         """Begin, as far as the settings ask for it."""
         settings = self._settings
         if settings.reload_s:
             in_folder = None if settings.folder is None else self._in_folder
-            self._watching = asyncio.ensure_future(FileWatch(self._manager, settings.reload_s, in_folder).run())
+            watches = (FileWatch(self._manager, settings.reload_s, in_folder).run(), self.rules.run(settings.reload_s))
+            self._watching = [asyncio.ensure_future(each) for each in watches]
         if settings.blocked_after_s:
             self._manager.watch_loop(settings.blocked_after_s)
+
+    async def reload(self, name: str) -> None:
+        """Take up the files of a plugin as they are now, in this process.
+
+        Raises `ValueError` for an unknown name, `ConfigurationError` for what cannot be loaded: then the old version stays.
+        """
+        if name in self.rules:
+            await self.rules.reload(name)
+        else:
+            await self._manager.reload_plugin(name)
 
     async def aclose(self, names: list[str]) -> None:
         """End, and unload the plugins `names` and what the folder has brought since."""
         self._manager.stop_watching()
-        if self._watching is not None:
-            self._watching.cancel()
+        for watching in self._watching:
+            watching.cancel()
             with suppress(asyncio.CancelledError):
-                await self._watching
+                await watching
         folder = self._settings.folder
         files = self._manager.loaded_files()
         came = [name for name, (file, _) in files.items() if folder is not None and folder in file.path.parents]
@@ -135,14 +137,6 @@ def tell_isolation(manager: PolicyPluginManager, instrumentation: Instrumentatio
     instrumentation.policy_isolation(missing)
 
 
-def rule_files(plugin: PluginSettings) -> list[Path]:
-    """Name the files that a policy in Rego or WebAssembly is made of: a lock pins them like those of plugins."""
-    path = plugin.options.get("path") if plugin.name in RULES else None
-    if not isinstance(path, str | Path):
-        return []
-    return sorted(Path(path).glob("*.rego")) if Path(path).is_dir() else [Path(path)]
-
-
 def _said(plugin: PluginSettings) -> str:
     return f"plugin {plugin.name or plugin.installed or plugin.path}"
 
@@ -163,9 +157,7 @@ async def _load(manager: PolicyPluginManager, plugin: PluginSettings) -> PolicyP
         await manager.register_plugin(made, plugin.enabled)
         return made
     if plugin.name in RULES:
-        for path in rule_files(plugin):
-            manager.packages.admit(path, PluginFile(path=path).contents())
-        made = _rules(plugin.name, _held(manager, plugin))
+        made = make_rules(manager, plugin)
         await manager.register_plugin(made, plugin.enabled)
         return made
     return await manager.load_from_file(
@@ -179,7 +171,7 @@ async def _load(manager: PolicyPluginManager, plugin: PluginSettings) -> PolicyP
 
 
 async def _load_rule(manager: PolicyPluginManager, rule: RuleSettings, name: str) -> PolicyPlugin:
-    plugin = rule_plugin(rule, name)
+    plugin = rule_plugin(rule, name, manager.obligation_models)
     try:
         await manager.register_plugin(plugin, rule.enabled)
     except ValueError as taken:
@@ -200,21 +192,6 @@ def _path(plugin: PluginSettings) -> Path:
 def _isolation(manager: PolicyPluginManager, plugin: PluginSettings) -> Any:
     if manager.isolation == "off" or plugin.isolated is False or (plugin.name is not None and not plugin.isolated):
         return None
-    return manager.isolation_options(workers=plugin.workers, stateless=plugin.stateless, memory_bytes=plugin.memory_bytes)
-
-
-def _held(manager: PolicyPluginManager, plugin: PluginSettings) -> Mapping[str, Any]:
-    """Rego runs in processes that are held as those of plugins are; the settings say what happens where they cannot be."""
-    if plugin.name != "rego" or manager.isolation == "require":
-        return plugin.options
-    return {"hardening": "best-effort", **plugin.options}
-
-
-def _rules(name: str, options: Mapping[str, Any]) -> PolicyPlugin:
-    module, _, class_name = RULES[name].partition(":")
-    try:
-        plugin_class = getattr(import_module(module), class_name)
-    except ImportError as error:
-        hint = f"pip install 'sark-mw[{name}]'"
-        raise ConfigurationError(f"plugin {name!r} needs more than is installed: {error}; {hint}") from error
-    return built(plugin_class, f"plugin {name!r}", options)
+    return manager.isolation_options(
+        workers=plugin.workers, stateless=plugin.stateless, memory_bytes=plugin.memory_bytes, preload=plugin.preload
+    )

@@ -130,8 +130,8 @@ class Sark:
         self._loaded = await load_plugins(self.policies, settings.policy)
         await self.shared_policies.refresh()
         tell_isolation(self.policies, self.instrumentation)
-        self._plugins = PluginUpkeep(self.policies, settings.policy)
-        self._plugins.start()
+        self.plugins = PluginUpkeep(self.policies, settings.policy)
+        self.plugins.start()
         if settings.ledger.flush:
             self._flushing = asyncio.ensure_future(self.flusher.run())
         self.upkeep.start()
@@ -335,7 +335,7 @@ class Sark:
             await self.flusher.drain(deadline_s)
             await self._flushing
         await self.shared_policies.aclose()
-        await self._plugins.aclose(self._loaded)
+        await self.plugins.aclose(self._loaded)
         await self.store.aclose()
         await self.ledger.aclose()
 

@@ -187,6 +187,9 @@ class PricingSettings(_Section):
     models: tuple[ModelPriceSettings, ...] = Field((), description="Prices of your own, before the price list.")
 
 
+_OF_PROCESSES = {"workers", "stateless", "memory_bytes", "preload"}
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _plain(each) for name, each in value.items()}
@@ -221,6 +224,9 @@ class PluginSettings(_Section):
         False, description="For an isolated one: a fresh process for each request, so that it can remember nothing."
     )
     memory_bytes: int = Field(64 * 1024 * 1024, ge=16 * 1024 * 1024, description="For an isolated one: the memory of a process.")
+    preload: tuple[str, ...] = Field(
+        (), description="For an isolated one: modules beside the standard library that it may import; they are trusted."
+    )
     options: dict[str, Any] = Field(
         default_factory=dict, description='What it is built with, by name: `{start_hour = 8, timezone = "Europe/Berlin"}`.'
     )

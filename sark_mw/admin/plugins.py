@@ -81,7 +81,7 @@ def _answer(
         version=str(told["version"]),
         description=str(told["description"]),
         source=told.get("source") or f"{type(plugin).__module__}:{type(plugin).__qualname__}",
-        tier="isolated" if getattr(plugin, "isolated", False) is True else "in process",
+        tier="isolated" if getattr(plugin, "hardening", None) is not None else "in process",
         enabled=told["enabled"],
         switched="" if switched is None else "on" if switched else "off",
         priority=told["priority"],
@@ -138,8 +138,9 @@ async def reload_plugin(sark: Sark, asked: Asked) -> PluginDoneAnswer:
     await sark.shared_policies.record_reload(asked.name, _why(asked), version=str(plugin.version), process=str(os.getpid()))
     try:
         with _still_there(asked.name):
-            await sark.policies.reload_plugin(asked.name)
+            await sark.plugins.reload(asked.name)
     except ConfigurationError as error:
+        await sark.shared_policies.record_reload(asked.name, _why(asked), refused=str(error)[:500], process=str(os.getpid()))
         raise ProblemError(409, f"The version in force stays: {error}", "name") from error
     return await _done(sark, asked)
 

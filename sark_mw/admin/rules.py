@@ -11,6 +11,7 @@ from sark_mw.admin import inputs
 from sark_mw.admin.operation import Asked, Operation
 from sark_mw.admin.problem import ProblemError
 from sark_mw.enforcement.grants import Why
+from sark_mw.enforcement.rules import UnlistedModelError
 from sark_mw.enforcement.shared_policies import RuleNameError, SharedRule, TooManyRulesError
 from sark_mw.errors import ConfigurationError
 from sark_mw.limit_answers import Answer, instant
@@ -114,13 +115,12 @@ async def put_rule(sark: Sark, asked: Asked) -> RuleDoneAnswer:
         obligations_of(wanted.oblige or {}, f"rule {asked.name!r}")
     except ConfigurationError as error:
         raise ProblemError(422, str(error), "oblige") from error
-    model = (wanted.oblige or {}).get("use_model")
-    if model is not None and model not in sark.policies.obligation_models:
-        raise ProblemError(422, f"{model!r} is not among policy.obligation_models of the settings.", "oblige")
     try:
         rule = await sark.shared_policies.set_rule(asked.name, wanted, why, dry_run=asked.query.dry_run)
     except NameTakenError as taken:
         raise ProblemError(409, f"{asked.name!r} is a plugin of this process, or a rule of its settings.", "name") from taken
+    except UnlistedModelError as error:
+        raise ProblemError(422, f"{error}.", "oblige") from error
     except TooManyRulesError as error:
         raise ProblemError(409, f"{error}.") from error
     except RuleNameError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -27,7 +28,7 @@ from sark_mw.commands.options import Config, Json, say, table
 from sark_mw.enforcement.limits import Changes, LimitRegistry
 from sark_mw.enforcement.status import LimitStatus
 from sark_mw.errors import ConfigurationError
-from sark_mw.ledger.events import EventFilter, EventKind, RecordedEvent
+from sark_mw.ledger.events import EventFilter, EventKind, LimitEvent, RecordedEvent
 from sark_mw.limit import DEFAULT_ROOT, Limit, from_units
 from sark_mw.limit_answers import ChangesAnswer, EventAnswer, LimitAnswer, StatusAnswer, instant
 from sark_mw.limit_documents import apply_limits, limit_of_fields
@@ -197,8 +198,19 @@ def history(
         at = instant(event.at_ms)
         amount = "" if event.amount is None else f"{from_units(event.unit, event.amount):f} {event.unit}"
         when = at.isoformat(timespec="seconds") if at else ""
-        rows.append([when, event.kind, event.limit_id or event.scope, event.scope, amount, event.actor, event.reason])
+        about = event.limit_id or _policy_of(event) or event.scope
+        rows.append([when, event.kind, about, event.scope, amount, event.actor, event.reason])
     table(["at", "event", "limit", "scope", "amount", "actor", "reason"], rows, right=(4,))
+
+
+def _policy_of(event: LimitEvent) -> str:
+    """Say which plugin or rule an event is about, and what was done."""
+    detail = json.loads(event.detail_json)
+    if event.kind == EventKind.RULE:
+        return f"{detail.get('rule')} {'set' if detail.get('set') else 'dropped'}"
+    if event.kind == EventKind.PLUGIN:
+        return f"{detail.get('plugin')} {detail.get('action')}{' refused' if 'refused' in detail else ''}"
+    return ""
 
 
 app.command("top-up")(limit_grants.top_up)

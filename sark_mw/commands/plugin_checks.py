@@ -41,6 +41,7 @@ class Report:
     #: What it says of itself in the isolated tier; empty where it was not loaded.
     loaded: dict[str, Any] = field(default_factory=dict)
     faults: tuple[str, ...] = ()
+    isolated: bool = True
 
 
 def check(
@@ -157,6 +158,7 @@ async def examine(file: PluginFile, *, severity: str, scanned: bool) -> Report:
         findings=findings,
         loaded=loaded,
         faults=tuple(faults),
+        isolated=file.isolation is not None,
     )
 
 
@@ -169,7 +171,8 @@ def print_report(report: Report) -> None:
         if said.foreign:
             say(f"            not there in isolation: {', '.join(said.foreign)}")
         needs = report.loaded.get("needs", said.needs)
-        say(f"  sees      {'everything but prompts (it names no needs)' if needs is None else ', '.join(needs) or 'nothing'}")
+        everything = "everything but prompts (it names no needs)" if report.isolated else "everything, as it runs in the gateway"
+        say(f"  sees      {everything if needs is None else ', '.join(needs) or 'nothing'}")
         say(f"  options   {json.dumps(said.schema) if said.schema else ', '.join(said.options) or 'none'}")
     for finding in report.findings:
         say(f"  {finding.severity:<8}  line {finding.line}: {finding.text} ({finding.test})")

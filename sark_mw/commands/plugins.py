@@ -17,11 +17,12 @@ from sark_mw.commands.plugin_adding import add
 from sark_mw.commands.plugin_cases import test
 from sark_mw.commands.plugin_checks import check, files_at
 from sark_mw.errors import ConfigurationError
-from sark_mw.plugin_loading import folder_files, load_plugins, make_policies, rule_files, rule_name
+from sark_mw.plugin_loading import folder_files, load_plugins, make_policies, rule_name
 from sark_mw.policy.files import PluginFile
 from sark_mw.policy.manager import PolicyPluginManager
 from sark_mw.policy.packages import LOCK_NAME, Lock, Pin, pin_of
 from sark_mw.policy.packages.inspection import inspect_source, reader_at_hand
+from sark_mw.rule_files import rule_files
 from sark_mw.settings import PolicySettings, Settings
 
 app = typer.Typer(

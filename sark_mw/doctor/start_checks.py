@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from sark_mw.asgi.principal import PrincipalResolver
 from sark_mw.asgi.routes import Router
-from sark_mw.doctor.checks import Check, fail, ok
+from sark_mw.doctor.checks import Check, fail, ok, warn
 from sark_mw.errors import ConfigurationError
-from sark_mw.plugin_loading import load_plugins, make_policies
+from sark_mw.plugin_loading import load_plugins, make_policies, missing_layers
 from sark_mw.policy.base import PolicyServices
 from sark_mw.pricing.base import CostEstimator
 from sark_mw.settings import PolicySettings, Settings
@@ -42,6 +42,7 @@ async def _plugins(settings: PolicySettings, services: PolicyServices) -> Check:
     manager.bind(services)
     try:
         names = await load_plugins(manager, settings)
+        missing = missing_layers(manager)
     except ConfigurationError as error:
         return fail("plugins", str(error), _REMEDY)
     except Exception as error:  # noqa: BLE001  # the plugin boundary: `on_load` may raise anything
@@ -49,4 +50,10 @@ async def _plugins(settings: PolicySettings, services: PolicyServices) -> Check:
     finally:
         for each in manager.list_plugins():
             await manager.unregister_plugin(each["name"])
-    return ok("plugins", f"loaded: {', '.join(names)}" if names else "none")
+    loaded = f"loaded: {', '.join(names)}" if names else "none"
+    if missing:
+        remedy = "run on a system that has them, or use rules or WASM for policies that you do not trust"
+        return warn("plugins", f"{loaded}; without these layers of isolation: {', '.join(missing)}", remedy)
+    if manager.isolation == "off" and (settings.folder is not None or any(each.path is not None for each in settings.plugins)):
+        return warn("plugins", f"{loaded}; policy.isolation is off: those from files can do whatever the gateway can")
+    return ok("plugins", loaded)

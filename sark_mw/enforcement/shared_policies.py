@@ -86,7 +86,6 @@ class _State:
             name, said = str(detail["rule"]), detail["set"]
             if said is None:
                 self.rules.pop(name, None)
-                self.switches.pop(name, None)
             else:
                 self.rules[name] = SharedRule(
                     name=name, said=dict(said), actor=event.actor, reason=event.reason, at_ms=event.at_ms
@@ -147,7 +146,7 @@ class SharedPolicies:
         """Set a rule, or replace the one of its name; raises `ConfigurationError` for one that cannot be."""
         if not _NAME.fullmatch(name):
             raise RuleNameError("a rule's name is 1 to 100 letters, digits, dots, dashes and underscores")
-        rule_plugin(rule, name)
+        rule_plugin(rule, name, self._manager.obligation_models)
         await self.refresh()
         if name not in self._state.rules:
             if self._manager.get_plugin(name) is not None:
@@ -234,8 +233,9 @@ class SharedPolicies:
         name = name or rule.name
         while rule.name not in self._registered and self._manager.get_plugin(name) is not None:
             name += _TAKEN  # a plugin of this process has the name
-        plugin = usable_or_not(rule.said, name)
-        if isinstance(plugin, UnusableRule):
-            _log.error("rule %r cannot be used in this process, its on_error decides: %s", rule.name, plugin.description)
+        plugin = usable_or_not(rule.said, name, self._manager.obligation_models)
         await self._manager.put_plugin(plugin)
+        if isinstance(plugin, UnusableRule):
+            _log.error("rule %r cannot be used in this process, its on_error decides", rule.name)
+            self._manager.load_failed(name, ConfigurationError(plugin.why))
         self._registered[rule.name] = (name, rule.said)

@@ -6,11 +6,11 @@ Plugins that are registered in code run inside the gateway's process and are tru
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from sark_mw.policy.approvals import Approvals
 from sark_mw.policy.context import PolicyContext
@@ -185,10 +185,26 @@ class PolicyServices:
     limits: LimitReader | None = None
 
 
+if TYPE_CHECKING:
+    default = property
+else:
+
+    class default:  # noqa: N801  # it stands where `property` does
+        """A member that a subclass overrides as it likes: as a property, an attribute, or on the instance."""
+
+        def __init__(self, get: Callable[[Any], Any]) -> None:
+            self._get = get
+            self.__doc__ = get.__doc__
+
+        def __get__(self, plugin: Any, owner: type | None = None) -> Any:
+            return self if plugin is None else self._get(plugin)
+
+
 class PolicyPlugin(ABC):
     """A policy: give it a `name` and an `evaluate`; every other member has a default.
 
-    Override a property as a property or as a class attribute. One instance serves every request, many at the same time.
+    Override a member as a property, as a class attribute, or on the instance. One instance serves every request, many at the same
+    time.
     """
 
     #: What its options may be: a pydantic model or a JSON Schema, against which they are checked before it is built.
@@ -203,42 +219,42 @@ class PolicyPlugin(ABC):
     async def evaluate(self, context: PolicyContext) -> PolicyDecision:
         """Judge one request; never block the event loop."""
 
-    @property
+    @default
     def version(self) -> str:
         """Version, for the audit trail."""
         return "0.0.0"
 
-    @property
+    @default
     def description(self) -> str:
         """One sentence for people."""
         return ""
 
-    @property
+    @default
     def priority(self) -> int:
         """Lower runs earlier; equal ones run in the order of registration."""
         return 100
 
-    @property
+    @default
     def timeout(self) -> float | None:
         """Seconds that one evaluation may take; None leaves it to the manager."""
         return None
 
-    @property
+    @default
     def on_error(self) -> str:
         """`deny`, `allow` or `skip`: what an exception or a time-out decides; `skip` goes on as if the plugin were not there."""
         return "deny"
 
-    @property
+    @default
     def needs(self) -> frozenset[str] | None:
         """What it is to see (`model`, `arguments.messages`, `environment.scopes`); None: all, isolated ones without prompts."""
         return None
 
-    @property
+    @default
     def concurrent(self) -> bool:
         """Tell whether it may be asked at the same time as others: it waits for something outside, and judges by itself."""
         return False
 
-    @property
+    @default
     def isolated(self) -> bool:
         """Tell whether it judges in another process, so that prompts leave this one only where `needs` asks for them."""
         return False

@@ -52,7 +52,7 @@ class PluginFile:
         """Tell, at little cost, whether the files may have changed; a missing one has no stamp."""
         lock = None if self.packages is None or self.packages.lock is None else self.packages.lock.path
         paths = (self.path, self.path.with_name(MANIFEST_NAME), self.options_path, lock)
-        return tuple(_stamp(path) for path in paths if path is not None)
+        return tuple(stamp_of(path) for path in paths if path is not None)
 
     def contents(self) -> Contents:
         """Read the files, believing nothing of them; raises `ConfigurationError`."""
@@ -148,7 +148,8 @@ def _read(path: Path) -> bytes:
         raise ConfigurationError(f"cannot read the plugin file {path}: {error.strerror or error}") from error
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def stamp_of(path: Path) -> tuple[int, int]:
+    """Tell, at little cost, whether a file may have changed."""
     try:
         found = path.stat()
     except OSError:

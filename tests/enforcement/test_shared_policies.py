@@ -104,7 +104,7 @@ async def test_a_rule_is_replaced_without_a_round_that_misses_it(process: MakePr
     assert await reasons(manager) == ["number 19"]
 
 
-async def test_a_dropped_rule_is_gone_everywhere_and_its_switch_with_it(process: MakeProcess) -> None:
+async def test_a_dropped_rule_is_gone_everywhere_and_its_switch_stays(process: MakeProcess) -> None:
     (here, mine), (there, theirs) = await process(), await process()
     await here.set_rule("dear", DEAR, WHY)
     await here.switch("dear", "disable", WHY)
@@ -115,8 +115,10 @@ async def test_a_dropped_rule_is_gone_everywhere_and_its_switch_with_it(process:
     assert dropped is not None and dropped.name == "dear"
     assert await there.drop_rule("dear", WHY) is None
     await here.refresh()
-    assert here.rules == () and not here.switches
+    assert here.rules == () and dict(here.switches) == {"dear": False}
     await here.set_rule("dear", DEAR, WHY)
+    assert await reasons(mine) == []
+    await here.switch("dear", "reset", WHY)
     assert await reasons(mine) == ["too dear"]
 
 
@@ -173,6 +175,7 @@ async def test_a_rule_that_this_process_cannot_use_fails_and_its_on_error_decide
     await here._record(here._event(EventKind.PLUGIN, {"plugin": "resident", "action": "explode"}, WHY))
     await here.refresh()
     assert [rule.name for rule in here.rules] == ["strange", "lenient", "shapeless"]
+    assert all("last_error" in each for each in manager.list_plugins() if each["name"] != "resident")
     decisions = await decide(manager)
     assert [(each.plugin_name, each.allowed, str(each.outcome)) for each in decisions] == [("strange", False, "failed")]
     await here.drop_rule("strange", WHY)

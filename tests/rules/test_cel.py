@@ -88,7 +88,7 @@ async def test_a_time_without_a_zone_is_read_as_utc_and_one_with_a_zone_as_it_is
 
 async def test_the_first_rule_that_denies_decides_and_obligations_add_up_before_it():
     rules: list[dict[str, Any]] = [
-        {"when": "true", "oblige": {"cap_output_tokens": 500, "add_tag": ["a", "b"]}, "name": "short"},
+        {"when": "true", "oblige": {"cap_output_tokens": 500, "add_tag": ["tag:a", "tag:b"]}, "name": "short"},
         {"when": 'request.model == "o1"', "deny": "not this one", "name": "no-o1"},
         {"when": "true", "oblige": {"use_model": "gpt-4o-mini"}, "name": "small"},
     ]
@@ -98,8 +98,8 @@ async def test_the_first_rule_that_denies_decides_and_obligations_add_up_before_
     assert allowed.metadata == {"rules": ["short", "small"]}
     assert allowed.obligations == (
         Obligation("cap_output_tokens", 500),
-        Obligation("add_tag", "a"),
-        Obligation("add_tag", "b"),
+        Obligation("add_tag", "tag:a"),
+        Obligation("add_tag", "tag:b"),
         Obligation("use_model", "gpt-4o-mini"),
     )
     denied = await plugin.evaluate(a_request("o1"))
@@ -171,6 +171,8 @@ def test_a_mistake_is_told_at_the_start_with_the_rule_and_the_place(when: str, t
         ({"when": "true", "oblige": {"cap_output_tokens": "many"}}, "whole number"),
         ({"when": "true", "oblige": {"cap_output_tokens": True}}, "whole number"),
         ({"when": "true", "oblige": {"add_tag": ""}}, "takes a name"),
+        ({"when": "true", "oblige": {"add_tag": "night"}}, "takes a scope"),
+        ({"when": "true", "oblige": {"require_scope": "team:"}}, "takes a scope"),
         ({"when": "true", "deny": "no", "unless": "false"}, "knows no 'unless'"),
     ],
 )

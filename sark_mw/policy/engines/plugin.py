@@ -9,7 +9,7 @@ from typing import Any
 from sark_mw.errors import PolicyEvaluationError
 from sark_mw.policy.base import LimitReader, PolicyContext, PolicyDecision, PolicyPlugin, PolicyServices
 from sark_mw.policy.document import document_of, encode, figures_for, on_one_line, read_answer
-from sark_mw.policy.engines.process import EngineOptions, EngineProcesses
+from sark_mw.policy.engines.process import EngineOptions, EngineProcesses, Held
 from sark_mw.policy.unsendable import UnsendableRequestError, denial
 
 
@@ -59,6 +59,11 @@ class EnginePlugin(PolicyPlugin):
     def pids(self) -> list[int]:
         """List the processes that judge for it right now."""
         return [] if self._processes is None else self._processes.pids
+
+    @property
+    def hardening(self) -> Held | None:
+        """Tell what holds its processes; None while it is not loaded."""
+        return None if self._processes is None else self._processes.held
 
     def bind(self, services: PolicyServices) -> None:
         self._reader = services.limits

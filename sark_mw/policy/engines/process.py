@@ -53,6 +53,14 @@ class EngineOptions:
         return self.deadline_s + _FREE_WITHIN_S
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """What holds an engine's process, by layer: whether it is there, or why not; and which of those that are required lack."""
+
+    layers: Mapping[str, Any]
+    lacking: tuple[str, ...]
+
+
 class EngineProcesses:
     """The processes of one plugin; each event loop that asks has its own. After `stop` there are none, and none are started."""
 
@@ -68,6 +76,8 @@ class EngineProcesses:
         self._pools: dict[asyncio.AbstractEventLoop, Pool] = {}
         self._lock = threading.Lock()
         self._stopped = False
+        #: What holds its processes, once one has started.
+        self.held: Held | None = None
 
     async def start(self) -> None:
         """Start the processes; raises `ConfigurationError` with the engine's reason, or the layer that is missing here."""
@@ -149,6 +159,7 @@ class EngineProcesses:
         if "layers" not in ready:
             raise ConfigurationError(f"{self._plugin}: {str(ready.get('error'))[:2000]}")
         missing = {name: ready["layers"].get(name) for name in _REQUIRED if ready["layers"].get(name) is not True}
+        self.held = Held(layers=dict(ready["layers"]), lacking=tuple(missing))
         if missing and self._options.hardening == "require":
             told = ", ".join(f"{name} ({why})" for name, why in missing.items())
             raise ConfigurationError(f"{self._plugin}: this system cannot hold a policy's process: {told}")

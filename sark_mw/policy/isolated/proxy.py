@@ -169,12 +169,20 @@ async def isolate(
     try:
         hardening, description = await _tried(wanted, isolation)
     except ConfigurationError as error:
-        raise ConfigurationError(f"the plugin {name}: {error}") from error
+        raise ConfigurationError(f"the plugin {name}: {error}{_way_out(str(error))}") from error
     except _FAILURES as error:
         raise _refusal(name, error) from error
     if not hardening.complete:
         logger.warning("plugin %r runs with LESS ISOLATION than it should: missing %s", name, dict(hardening.lacking))
     return IsolatedPlugin(wanted, isolation, description, hardening)
+
+
+def _way_out(error: str) -> str:
+    if "from 'sark_mw'" in error:
+        return "; what counts in the store or hears of requests' ends does not run isolated: isolated = false, if you trust it"
+    if "No module named" in error:
+        return "; isolated plugins import the standard library only, and what `preload` names in their settings"
+    return ""
 
 
 async def _tried(source: Source, isolation: IsolationOptions) -> tuple[Hardening, Description]:
