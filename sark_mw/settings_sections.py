@@ -241,10 +241,9 @@ class PluginSettings(_Section):
     def _one_of(self) -> Self:
         if [self.name, self.path, self.installed].count(None) != 2:
             raise ValueError("a plugin has either a name, a path or installed")
-        if self.isolated is False and (self.stateless or self.workers != 1 or "memory_bytes" in self.model_fields_set):
-            raise ValueError(
-                "workers, stateless and memory_bytes are for plugins in processes of their own, and isolated is false"
-            )
+        runs_here = self.isolated is False or self.installed is not None or (self.name is not None and not self.isolated)
+        if runs_here and (odd := _OF_PROCESSES & self.model_fields_set):
+            raise ValueError(f"{sorted(odd)[0]} is for plugins in processes of their own: isolated = true")
         if self.isolated and self.installed:
             raise ValueError("a plugin that an installed package brings runs in this process; only a file can be isolated")
         return self

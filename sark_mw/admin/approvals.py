@@ -6,7 +6,7 @@ from sark_mw.admin import inputs
 from sark_mw.admin.answers import ApprovalAnswer, ApprovalsAnswer, GrantedAnswer, TurnedDownAnswer
 from sark_mw.admin.operation import Asked, Operation
 from sark_mw.admin.problem import ProblemError
-from sark_mw.enforcement.approvals import NotWaitingError, StoreApprovals, approval_event
+from sark_mw.enforcement.approvals import NotWaitingError, StoreApprovals, approval_event, refusal_event
 from sark_mw.money import to_nanos
 from sark_mw.sark import Sark
 
@@ -40,11 +40,14 @@ async def approve(sark: Sark, asked: Asked) -> GrantedAnswer:
 
 async def turn_down(sark: Sark, asked: Asked) -> TurnedDownAnswer:
     """Take a request off the list."""
-    assert isinstance(asked.query, inputs.RootQuery)
+    assert isinstance(asked.query, inputs.ReleaseQuery)
     try:
-        return TurnedDownAnswer(turned_down=ApprovalAnswer.of(await _approvals(sark).turn_down(asked.query.root, asked.name)))
+        refused = await _approvals(sark).turn_down(asked.query.root, asked.name)
     except NotWaitingError as error:
         raise ProblemError(404, str(error), "id") from error
+    at_ms = sark.clock.now_ms()
+    await sark.limits.record(refusal_event(refused, actor=asked.actor, reason=asked.query.reason, at_ms=at_ms))
+    return TurnedDownAnswer(turned_down=ApprovalAnswer.of(refused))
 
 
 APPROVALS = (
@@ -69,7 +72,7 @@ APPROVALS = (
         method="DELETE",
         path="/approvals/{id}",
         summary="Turn a waiting request down: it is listed no more.",
-        query=inputs.RootQuery,
+        query=inputs.ReleaseQuery,
         answer=TurnedDownAnswer,
         run=turn_down,
     ),

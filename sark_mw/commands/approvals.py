@@ -14,7 +14,7 @@ from sark_mw.admin.answers import ApprovalAnswer, GrantedAnswer
 from sark_mw.commands.limit_options import Actor, Reason, Root, amount_of, os_user, print_json
 from sark_mw.commands.options import Config, Json, say, table
 from sark_mw.commands.parts import Parts, opened, store_is_shared
-from sark_mw.enforcement.approvals import Granted, StoreApprovals, approval_event
+from sark_mw.enforcement.approvals import Granted, StoreApprovals, approval_event, refusal_event
 from sark_mw.errors import ConfigurationError
 from sark_mw.limit import DEFAULT_ROOT
 from sark_mw.money import to_nanos
@@ -72,13 +72,18 @@ def approve(
 
 
 @app.command("refuse")
-def turn_down(approval_id: Id, config: Config = None, root: Root = DEFAULT_ROOT) -> None:
+def turn_down(
+    approval_id: Id, config: Config = None, root: Root = DEFAULT_ROOT, actor: Actor = None, reason: Reason = ""
+) -> None:
     """Turn a waiting request down: it is listed no more."""
 
     async def drop(approvals: StoreApprovals, parts: Parts) -> ApprovalRequest:
-        return await approvals.turn_down(root, approval_id)
+        refused = await approvals.turn_down(root, approval_id)
+        at_ms = parts.tables.clock.now_ms()
+        await parts.limits.record(refusal_event(refused, actor=actor or os_user(), reason=reason, at_ms=at_ms))
+        return refused
 
-    say(f"{_run(config, root, drop).principal_id} waits no more for {approval_id}")
+    say(f"{_run(config, root, drop, writes=True).principal_id} waits no more for {approval_id}")
 
 
 def _above_0(text: str) -> Decimal:

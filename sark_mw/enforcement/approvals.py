@@ -159,6 +159,23 @@ def approval_event(granted: Granted, *, actor: str, reason: str, at_ms: int) -> 
     )
 
 
+def refusal_event(refused: ApprovalRequest, *, actor: str, reason: str, at_ms: int) -> LimitEvent:
+    """Say for the record what was turned down, by whom and why."""
+    detail = {"approval_id": refused.approval_id, "capability": refused.capability_id, "refused": True}
+    return LimitEvent(
+        event_id=f"approval:refused:{secrets.token_hex(12)}",
+        kind=EventKind.APPROVAL,
+        root=refused.root,
+        scope=refused.principal_id,
+        unit=Unit.USD,
+        amount=refused.amount_nanos,
+        at_ms=at_ms,
+        actor=actor,
+        reason=reason,
+        detail_json=json.dumps(detail, separators=(",", ":")),
+    )
+
+
 def _encoded(data: bytes) -> str:
     return urlsafe_b64encode(data).rstrip(b"=").decode()
 

@@ -33,7 +33,6 @@ from sark_mw.policy.document import figures_for
 from sark_mw.policy.unsendable import UnsendableRequestError, denial
 
 MAX_RULES = 1000
-_OF_SCOPES = (ObligationKind.ADD_TAG, ObligationKind.REQUIRE_SCOPE)
 _FIELDS = frozenset({"when", "deny", "oblige", "name"})
 
 
@@ -171,7 +170,7 @@ def obligations_of(oblige: object, what: str) -> tuple[Obligation, ...]:
             fits = type(each) is int and each > 0 if number else isinstance(each, str) and each != ""
             if not fits:
                 raise ConfigurationError(f"{what}: {kind} takes a {'whole number from 1' if number else 'name'}, not {each!r}")
-            if kind in _OF_SCOPES and not all(each.partition(":")[::2]):
+            if kind == ObligationKind.REQUIRE_SCOPE and not all(each.partition(":")[::2]):
                 raise ConfigurationError(f"{what}: {kind} takes a scope, kind:name, not {each!r}")
             made.append(Obligation(kind, each))
     return tuple(made)

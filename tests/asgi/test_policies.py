@@ -235,6 +235,20 @@ async def test_every_decision_is_told_with_plugin_version_and_request(books: Mak
     assert decided.request_id == answer.headers["x-sark-request-id"] and decided.seconds > 0
 
 
+async def test_what_a_plugin_says_besides_and_what_it_raised_are_told(books: MakeGateway) -> None:
+    class Telling(Obliging):
+        async def evaluate(self, context: PolicyContext) -> PolicyDecision:
+            return PolicyDecision(True, "fine", {"usual": 2.5, "odd": object})
+
+    for plugin, expected in ((Telling(), '"usual":2.5'), (Obliging(does="crash"), '"error_type":"ValueError"')):
+        gateway, _ = await with_plugin(books, plugin)
+        told: list[PolicyDecided] = []
+        gateway.seen.policy_decided = told.append  # type: ignore[method-assign]
+        answer = await gateway.post()
+        assert expected in told[0].metadata
+        assert b"secret detail" not in answer.body and ("secret detail" in told[0].metadata) == (not told[0].allowed)
+
+
 async def test_the_chain_of_policies_has_a_deadline_of_its_own(books: MakeGateway) -> None:
     plugin = Obliging(does="hang")
     plugin.timeout = None  # type: ignore[method-assign,assignment]

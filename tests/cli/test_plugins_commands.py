@@ -216,6 +216,21 @@ def test_the_lock_tells_what_changed_and_list_shows_it_and_fails(tmp_path: Path)
     assert listed(tmp_path) == [("judge", "isolated", "locked")]
 
 
+def test_a_plugin_without_a_version_and_a_policy_in_rego_can_be_pinned_and_pinned_again(tmp_path: Path) -> None:
+    nameless = plugin(tmp_path)
+    nameless.write_text(nameless.read_text().replace('version = "1.0"', "").replace('"""', ""))
+    rego = ROOT / "plugins" / "rego" / "cost.rego"
+    (tmp_path / "cost.rego").write_text(rego.read_text())
+    parts = ['[[policy.plugins]]\npath = "judge.py"', '[[policy.plugins]]\nname = "rego"']
+    config = settings(tmp_path, "\n".join([*parts, 'options = {path = "cost.rego", query = "data.sark.cost.decision"}\n']))
+    for _ in range(2):
+        assert run(tmp_path, "lock", "-c", config).returncode == 0
+        done = run(tmp_path, "list", "-c", config)
+        assert done.returncode == 0, done.stdout + done.stderr
+    (tmp_path / "cost.rego").write_text(rego.read_text() + "# changed\n")
+    assert run(tmp_path, "list", "-c", config).returncode != 0
+
+
 def test_a_lock_keeps_what_was_pinned_by_hand_and_drops_what_is_gone(tmp_path: Path) -> None:
     settings(tmp_path)
     path = plugin(tmp_path)

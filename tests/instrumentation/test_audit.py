@@ -112,6 +112,7 @@ def test_every_decision_is_written_with_plugin_version_reason_and_time() -> None
         reason="open",
         seconds=0.25,
         obligations=("add_tag=night",),
+        metadata='{"decision_id":"' + "d" * 300 + '","key":"sk-' + "a" * 40 + '"}',
         request_id="req-1",
         principal_id="user:a",
     )
@@ -120,6 +121,7 @@ def test_every_decision_is_written_with_plugin_version_reason_and_time() -> None
     first, second = trail.lines
     assert first["event"] == "sark.policy" and (first["level"], second["level"]) == ("info", "warning")
     said = {"plugin": "hours", "version": "1.2.0", "outcome": "allowed", "allowed": True, "reason": "open", "seconds": 0.25}
+    assert "d" * 300 in first["metadata"] and "sk-aaaa" not in first["metadata"]
     assert first.items() >= (said | {"obligations": "add_tag=night", "request_id": "req-1", "principal_id": "user:a"}).items()
 
 

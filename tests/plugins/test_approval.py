@@ -182,7 +182,9 @@ async def test_one_of_several_administrators_answers_and_a_refused_request_is_li
 
     assert sorted(await asyncio.gather(*(approve() for _ in range(4)))) == [200, 404, 404, 404]
     again = await office.denied()
-    assert (await office.admin("DELETE", path))["turned_down"]["id"] == again
+    assert (await office.admin("DELETE", path, query=b"reason=too+dear"))["turned_down"]["id"] == again
+    newest = (await office.admin("GET", "/events", query=b"kind=approval"))["events"][0]
+    assert (newest["reason"], newest["actor"], newest["detail"]["refused"]) == ("too dear", "admin", True)
     await office.admin("DELETE", path, status=404)
     await office.admin("POST", path, {}, status=404)
 
@@ -295,6 +297,6 @@ async def _by_command(tmp_path: Path, url: str) -> None:
         (event,) = await asyncio.to_thread(printed, "limits", "history", "--kind", "approval", "--json", "-c", config)
         assert event["reason"] == "why"
         await gateway.post(DEAR)
-        said = await asyncio.to_thread(sark, "approvals", "refuse", waits["id"], "-c", config)
+        said = await asyncio.to_thread(sark, "approvals", "refuse", waits["id"], "--reason", "no", "-c", config)
         assert "waits no more" in said.stdout
         assert await asyncio.to_thread(printed, "approvals", "list", "--json", "-c", config) == []

@@ -176,3 +176,9 @@ def test_without_the_library_only_a_country_is_refused(monkeypatch: pytest.Monke
     assert not allowed(BusinessHoursPlugin(closed_on=["2026-12-24"]), christmas(day=24))
     with pytest.raises(ConfigurationError, match=r"sark-mw\[holidays\]"):
         BusinessHoursPlugin(country="DE")
+
+
+def test_a_day_that_is_closed_is_named_in_the_reason() -> None:
+    plugin = BusinessHoursPlugin(closed_on=["2026-11-20"])
+    assert "2026-11-20 is a holiday or closed" in ask(plugin, FRIDAY.replace(hour=12)).reason
+    assert "holiday" not in ask(plugin, FRIDAY.replace(hour=12) + timedelta(days=1)).reason

@@ -100,3 +100,10 @@ async def test_a_database_that_is_none_and_a_library_that_is_missing_are_told_at
     monkeypatch.setitem(sys.modules, "maxminddb", None)
     with pytest.raises(ConfigurationError, match=r"sark-mw\[geo\]"):
         await loaded(countries, deny_countries=["US"])
+
+
+@pytest.mark.parametrize("code", ["Germany", "D", "D1", "ÄÖ", ""])
+def test_what_is_no_code_of_a_country_is_refused(code: str) -> None:
+    for field in ("allow_countries", "deny_countries"):
+        with pytest.raises(ConfigurationError, match="codes of two letters"):
+            NetworkPlugin(**{field: [code]}, country_database="any.mmdb")  # type: ignore[arg-type]

@@ -368,3 +368,20 @@ async def test_a_plugin_that_is_not_trusted_gets_no_more_time_than_the_settings_
         assert decision.outcome == "timed_out" and decision.metadata["timeout_seconds"] <= 0.2
     finally:
         await manager.unregister_plugin("slow")
+
+
+async def test_members_may_be_set_on_the_instance() -> None:
+    class Own(Sample):
+        priority = PolicyPlugin.priority  # type: ignore[assignment]
+        timeout = PolicyPlugin.timeout  # type: ignore[assignment]
+        on_error = PolicyPlugin.on_error  # type: ignore[assignment]
+
+        def __init__(self) -> None:
+            super().__init__("own", deny)
+            self.priority, self.timeout, self.on_error = 7, 0.5, "skip"  # type: ignore[method-assign,misc,assignment]
+            self.version = "3"  # type: ignore[method-assign,misc,assignment]
+
+    manager = await managed(Own())
+    (listed,) = manager.list_plugins()
+    told = (listed["priority"], listed["timeout"], listed["on_error"], listed["version"], listed["description"])
+    assert told == (7, 0.5, "skip", "3", "")

@@ -171,7 +171,6 @@ def test_a_mistake_is_told_at_the_start_with_the_rule_and_the_place(when: str, t
         ({"when": "true", "oblige": {"cap_output_tokens": "many"}}, "whole number"),
         ({"when": "true", "oblige": {"cap_output_tokens": True}}, "whole number"),
         ({"when": "true", "oblige": {"add_tag": ""}}, "takes a name"),
-        ({"when": "true", "oblige": {"add_tag": "night"}}, "takes a scope"),
         ({"when": "true", "oblige": {"require_scope": "team:"}}, "takes a scope"),
         ({"when": "true", "deny": "no", "unless": "false"}, "knows no 'unless'"),
     ],

@@ -1,0 +1,141 @@
+"""Policies that are no Python, from settings: fractions as they are written, files that change, and what holds their processes."""
+
+from __future__ import annotations
+
+import tomllib
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sark_mw import ConfigurationError
+from sark_mw.admin.plugins import described_plugins
+from sark_mw.plugin_loading import load_plugins, make_policies, missing_layers
+from sark_mw.policy.engines.process import EngineProcesses
+from sark_mw.policy.manager import PolicyPluginManager
+from sark_mw.rule_files import RuleWatch
+from sark_mw.settings import PolicySettings, Settings
+from tests.rules.requests import a_request
+
+SAYS = """
+package sark
+import rego.v1
+default decision := {{"allow": false, "reason": "{}"}}
+"""
+
+
+def policy(folder: Path, text: str) -> Path:
+    (folder / "policy.rego").write_text(SAYS.format(text) if "\n" not in text else text)
+    return folder / "policy.rego"
+
+
+def settings_of(path: Path, **more: Any) -> PolicySettings:
+    plugin = {"name": "rego", "options": {"path": str(path), "limits": False, "deadline_s": 5.0}, **more}
+    return Settings.of({"policy": {"plugins": (plugin,)}}).policy
+
+
+async def said(manager: PolicyPluginManager) -> list[str]:
+    return [each.reason for each in await manager.evaluate_all(a_request(), timeout=10)]
+
+
+async def test_a_policy_that_changes_is_taken_up_and_a_broken_one_leaves_the_old_version(tmp_path: Path) -> None:
+    settings = settings_of(policy(tmp_path, "first"))
+    manager = make_policies(settings)
+    names = await load_plugins(manager, settings)
+    watch = RuleWatch(manager, settings.plugins)
+    try:
+        assert names == ["rego"] and "rego" in watch and "opa" not in watch
+        policy(tmp_path, "the second one")
+        assert await said(manager) == ["first"]
+        await watch.look()
+        assert await said(manager) == ["the second one"]
+        policy(tmp_path, "package sark\nthis is {no rego")
+        await watch.look()
+        await watch.look()
+        assert await said(manager) == ["the second one"]
+        (listed,) = manager.list_plugins()
+        assert "last_error" in listed
+        with pytest.raises(ConfigurationError):
+            await watch.reload("rego")
+        policy(tmp_path, "mended")
+        await watch.look()
+        assert await said(manager) == ["mended"] and "last_error" not in manager.list_plugins()[0]
+        await manager.retired()
+    finally:
+        await manager.unregister_plugin("rego")
+
+
+async def test_one_that_is_switched_off_stays_off_when_it_changes(tmp_path: Path) -> None:
+    settings = settings_of(policy(tmp_path, "first"))
+    manager = make_policies(settings)
+    await load_plugins(manager, settings)
+    try:
+        manager.switch_plugins({"rego": False})
+        policy(tmp_path, "the second one")
+        await RuleWatch(manager, settings.plugins).reload("rego")
+        assert await said(manager) == []
+        await manager.retired()
+    finally:
+        await manager.unregister_plugin("rego")
+
+
+async def test_what_holds_its_process_is_told_like_that_of_isolated_plugins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = EngineProcesses._check
+
+    def lacking(self: EngineProcesses, ready: Any) -> None:
+        check(self, {**ready, "layers": {**ready["layers"], "landlock_fs": "not here"}})
+
+    monkeypatch.setattr(EngineProcesses, "_check", lacking)
+    settings = settings_of(policy(tmp_path, "first"))
+    with pytest.raises(ConfigurationError, match="landlock_fs"):
+        await load_plugins(make_policies(settings), settings)
+    lenient = settings.model_copy(update={"isolation": "best-effort"})
+    manager = make_policies(lenient)
+    await load_plugins(manager, lenient)
+    try:
+        assert missing_layers(manager) == ("landlock_fs",)
+        (told,) = described_plugins(manager, {})
+        assert (told.tier, told.missing_layers) == ("isolated", ("landlock_fs",))
+    finally:
+        await manager.unregister_plugin("rego")
+
+
+def test_fractions_of_the_settings_reach_plugins_as_numbers_of_python(tmp_path: Path) -> None:
+    path = tmp_path / "sark.toml"
+    path.write_text(
+        '[[policy.plugins]]\nname = "anomaly"\noptions = {deviations = 2.5, nested = [{share = 0.25, whole = 2}]}\n'
+    )
+    (plugin,) = Settings.load(path).policy.plugins
+    assert plugin.options == {"deviations": 2.5, "nested": [{"share": 0.25, "whole": 2}]}
+    assert type(plugin.options["deviations"]) is float and type(plugin.options["nested"][0]["share"]) is float
+    assert isinstance(tomllib.loads("a = 2.5", parse_float=Decimal)["a"], Decimal)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"isolated": False, "stateless": True}, "processes of their own"),
+        ({"isolated": False, "workers": 4}, "processes of their own"),
+        ({"isolated": False, "preload": ("numpy",)}, "processes of their own"),
+        ({"name": "rate_limit", "stateless": True}, "processes of their own"),
+        ({"installed": "acme", "memory_bytes": 2**26}, "processes of their own"),
+    ],
+)
+def test_what_is_for_processes_is_refused_where_there_are_none(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        Settings.of({"policy": {"plugins": ({"path": "own.py", **options} if "isolated" in options else options,)}})
+
+
+@pytest.mark.parametrize("models", [(), ("gpt-4o-mini",)])
+async def test_a_rule_that_obliges_to_an_unlisted_model_refuses_the_start(models: tuple[str, ...]) -> None:
+    rule = {"when": "true", "oblige": {"use_model": "gpt-4o-mini"}, "name": "cheaper"}
+    settings = Settings.of({"policy": {"rules": (rule,), "obligation_models": models}}).policy
+    manager = make_policies(settings)
+    if models:
+        assert await load_plugins(manager, settings) == ["cheaper"]
+        return
+    with pytest.raises(ConfigurationError, match=r"'gpt-4o-mini' is not among policy.obligation_models"):
+        await load_plugins(manager, settings)
