@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,8 +18,10 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from sark_mw.commands.options import Json, say, table
 from sark_mw.commands.plugin_checks import BestEffort, ClassName, files_at, isolation_of
+from sark_mw.commands.policy_targets import is_policy, load_policy
 from sark_mw.errors import ConfigurationError
-from sark_mw.policy.base import PolicyContext, PolicyDecision
+from sark_mw.limit import in_units
+from sark_mw.policy.base import LimitFigures, PolicyContext, PolicyDecision, PolicyServices
 from sark_mw.policy.files import PluginFile
 from sark_mw.policy.manager import PolicyPluginManager
 from sark_mw.policy.packages.bounded import content_of, toml_of
@@ -49,6 +52,22 @@ class Expectation(_Form):
     )
 
 
+class GivenLimit(_Form):
+    """Where a limit stands that the request touches; dollars for `usd`."""
+
+    scope: str
+    unit: str = "usd"
+    window: str = "day"
+    amount: Decimal
+    spent: Decimal = Decimal(0)
+    held: Decimal = Decimal(0)
+
+    def figures(self) -> LimitFigures:
+        """Give the figures in the unit's integer."""
+        amount, spent, held = (in_units(self.unit, each) for each in (self.amount, self.spent, self.held))
+        return LimitFigures(scope=self.scope, unit=self.unit, window=self.window, amount=amount, spent=spent, held=held)
+
+
 class Case(_Form):
     """A request and the decision that is expected of it."""
 
@@ -59,6 +78,7 @@ class Case(_Form):
     action: str = "invoke"
     arguments: dict[str, Any] = Field(default_factory=dict)
     environment: dict[str, Any] = Field(default_factory=dict)
+    limits: tuple[GivenLimit, ...] = Field((), description="For policies that judge by budgets.")
     at: AwareDatetime | None = Field(None, description="The time of the request; now, if absent.")
     expect: Expectation
 
@@ -81,7 +101,12 @@ class Result:
 
 
 def test(
-    target: Annotated[Path, typer.Argument(help="A plugin's file, or the folder of a package.")],
+    target: Annotated[
+        Path,
+        typer.Argument(
+            help="A plugin's file or package, a policy (.rego, .wasm, .wat), or settings (.toml) whose rules are meant."
+        ),
+    ],
     cases: Annotated[Path | None, typer.Option(help="The file of cases; by default cases.toml beside the plugin.")] = None,
     class_name: ClassName = None,
     in_process: Annotated[bool, typer.Option("--in-process", help="In this process: only a file that you trust.")] = False,
@@ -89,17 +114,21 @@ def test(
     as_json: Json = False,
 ) -> None:
     """Ask a plugin about each case and compare its decisions with what is expected; 1 where one differs."""
-    (file, *others) = files_at(target)
-    if others:
-        raise ConfigurationError(f"{target} has several plugins in it: test one after the other")
-    wanted = read_cases(cases or file.path.with_name("cases.toml"))
-    chosen = PluginFile(
-        path=file.path,
-        class_name=class_name,
-        isolation=None if in_process else isolation_of(best_effort=best_effort),
-        options=wanted.options,
-    )
-    results = asyncio.run(run_cases(chosen, wanted))
+    if is_policy(target):
+        wanted = read_cases(cases or (target if target.is_dir() else target.parent) / "cases.toml")
+        results = asyncio.run(run_cases(partial(load_policy, target, wanted.options, best_effort=best_effort), wanted))
+    else:
+        (file, *others) = files_at(target)
+        if others:
+            raise ConfigurationError(f"{target} has several plugins in it: test one after the other")
+        wanted = read_cases(cases or file.path.with_name("cases.toml"))
+        chosen = PluginFile(
+            path=file.path,
+            class_name=class_name,
+            isolation=None if in_process else isolation_of(best_effort=best_effort),
+            options=wanted.options,
+        )
+        results = asyncio.run(run_cases(lambda manager: manager.load_file(chosen), wanted))
     if as_json:
         say(json.dumps([_as_json(each) for each in results], indent=2, default=str))
     else:
@@ -120,15 +149,33 @@ def read_cases(path: Path) -> Cases:
         raise ConfigurationError(f"{path}: {where}: {first['msg']}") from error
 
 
-async def run_cases(file: PluginFile, wanted: Cases) -> list[Result]:
-    """Load the plugin as a gateway does and ask it about each case, in their order."""
+async def run_cases(load: Callable[[PolicyPluginManager], Awaitable[object]], wanted: Cases) -> list[Result]:
+    """Load what is tested as a gateway does and ask it about each case, in their order."""
     manager = PolicyPluginManager(obligation_models=wanted.obligation_models)
     manager.packages.alone = True
-    plugin = await manager.load_file(file)
+    reader = _Given()
+    manager.bind(PolicyServices(limits=reader))
+    await load(manager)
     try:
-        return [_judged(case, await manager.evaluate_all(_context(case))) for case in wanted.cases]
+        results = []
+        for case in wanted.cases:
+            reader.figures = [each.figures() for each in case.limits]
+            results.append(_judged(case, await manager.evaluate_all(_context(case))))
+        return results
     finally:
-        await manager.unregister_plugin(plugin.name)
+        for each in manager.list_plugins():
+            await manager.unregister_plugin(each["name"])
+
+
+class _Given:
+    """Where the limits of a case stand."""
+
+    def __init__(self) -> None:
+        self.figures: Sequence[LimitFigures] = ()
+
+    async def read(self, root: str, scopes: Sequence[str], request_id: str = "") -> Sequence[LimitFigures]:
+        """Return them."""
+        return self.figures
 
 
 def _context(case: Case) -> PolicyContext:
@@ -139,13 +186,22 @@ def _context(case: Case) -> PolicyContext:
         capability_id=case.capability_id,
         action=case.action,
         arguments=case.arguments,
-        environment=case.environment,
+        environment=_environment(case),
         **at,
     )
 
 
+def _environment(case: Case) -> dict[str, Any]:
+    if not case.limits or "limits" in case.environment:
+        return case.environment
+    figures = [each.figures() for each in case.limits]
+    return {**case.environment, "limits": [{**asdict(each), "used": each.used} for each in figures]}
+
+
 def _judged(case: Case, decisions: list[PolicyDecision]) -> Result:
-    decision, expect = decisions[-1], case.expect
+    # Of several rules all that allow oblige; one that denies ends the round.
+    obligations = tuple(dict.fromkeys(each for decision in decisions for each in decision.obligations))
+    decision, expect = replace(decisions[-1], obligations=obligations), case.expect
     complaints = []
     outcome = str(decision.outcome)
     wanted_outcome = expect.outcome or ("allowed" if expect.allowed else "denied")

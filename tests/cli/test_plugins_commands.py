@@ -163,6 +163,57 @@ def test_a_case_may_expect_the_plugin_to_fail(tmp_path: Path) -> None:
     assert run(tmp_path, "test", "judge.py").returncode == 0
 
 
+def test_policies_in_rego_are_tested_by_their_cases(tmp_path: Path) -> None:
+    done = run(ROOT, "test", "plugins/rego/cost.rego")
+    assert done.returncode == 0 and "5 of 5 cases passed" in done.stdout, done.stdout + done.stderr
+    (tmp_path / "cost.rego").write_text((ROOT / "plugins/rego/cost.rego").read_text().replace("0.8", "0.95"))
+    changed = run(tmp_path, "test", "cost.rego", "--cases", ROOT / "plugins/rego/cases.toml")
+    assert changed.returncode == 1 and "beyond 80 percent only small models are left: it is allowed, not denied" in changed.stdout
+
+
+def test_rules_of_a_settings_file_are_tested_by_cases(tmp_path: Path) -> None:
+    (tmp_path / "sark.toml").write_text(
+        """
+        [[policy.rules]]
+        when = 'request.model.startsWith("gpt-4") && budget("team").used > 0.8'
+        deny = "use the small model"
+        on_error = "skip"
+        [[policy.rules]]
+        when = 'request.output_limit > 100'
+        oblige = {cap_output_tokens = 100, add_tag = "long"}
+        """
+    )
+    (tmp_path / "cases.toml").write_text(
+        """
+        [[cases]]
+        name = "dear"
+        arguments = {model = "gpt-4o"}
+        limits = [{scope = "team:ml", amount = 10, spent = 9}]
+        expect = {allowed = false, reason = "use the small model"}
+        [[cases]]
+        name = "long"
+        arguments = {model = "gpt-4o", max_tokens = 500}
+        limits = [{scope = "team:ml", amount = 10, spent = "1.5"}]
+        expect = {allowed = true, obligations = [{kind = "cap_output_tokens", value = 100}, {kind = "add_tag", value = "long"}]}
+        [[cases]]
+        name = "wrong"
+        arguments = {model = "gpt-4o"}
+        expect = {allowed = false}
+        """
+    )
+    done = run(tmp_path, "test", "sark.toml")
+    assert done.returncode == 1 and "2 of 3 cases passed" in done.stdout and "wrong: it is allowed, not denied" in done.stdout
+    assert run(tmp_path, "test", ROOT / "deploy" / "sark.toml", "--cases", "cases.toml").returncode == 2
+
+
+def test_a_guest_in_webassembly_is_tested_by_cases(tmp_path: Path) -> None:
+    cases = [("gpt-4o", "false"), ("claude-haiku", "true")]
+    text = "".join(f'[[cases]]\nname = "{m}"\narguments = {{model = "{m}"}}\nexpect = {{allowed = {a}}}\n' for m, a in cases)
+    (tmp_path / "cases.toml").write_text(text)
+    done = run(ROOT, "test", "plugins/wasm/small_model.wat", "--cases", tmp_path / "cases.toml")
+    assert done.returncode == 0 and "2 of 2 cases passed" in done.stdout, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "plugins" / "cases").glob("*.toml")))
 def test_the_cases_that_come_along_pass(name: str) -> None:
     done = sark("plugins", "test", f"plugins/{name}.py", "--cases", f"plugins/cases/{name}.toml", cwd=ROOT)

@@ -1,4 +1,4 @@
-"""Policies that are no Python, from settings: fractions as they are written, files that change, and what holds their processes."""
+"""Policies that are no Python, from settings: fractions as they are written, changed files, and what holds their processes."""
 
 from __future__ import annotations
 
