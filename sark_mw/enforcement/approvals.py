@@ -12,7 +12,7 @@ import json
 import secrets
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from hashlib import blake2b
 from typing import Any, Protocol, runtime_checkable
 
@@ -142,33 +142,27 @@ class StoreApprovals:
 
 def approval_event(granted: Granted, *, actor: str, reason: str, at_ms: int) -> LimitEvent:
     """Say for the record what was approved, by whom and why; the token is not in it."""
-    approval = granted.approval
-    detail = {"approval_id": approval.approval_id, "capability": approval.capability_id}
-    return LimitEvent(
-        event_id=f"approval:{approval.token_id}",
-        kind=EventKind.APPROVAL,
-        root=approval.root,
-        scope=approval.principal_id,
-        unit=Unit.USD,
-        amount=approval.amount_nanos,
-        until_ms=approval.until_ms,
-        at_ms=at_ms,
-        actor=actor,
-        reason=reason,
-        detail_json=json.dumps(detail, separators=(",", ":")),
-    )
+    event = _event(granted.approval, granted.approval.token_id, {}, actor=actor, reason=reason, at_ms=at_ms)
+    return replace(event, until_ms=granted.approval.until_ms)
 
 
 def refusal_event(refused: ApprovalRequest, *, actor: str, reason: str, at_ms: int) -> LimitEvent:
     """Say for the record what was turned down, by whom and why."""
-    detail = {"approval_id": refused.approval_id, "capability": refused.capability_id, "refused": True}
+    event_id = f"refused:{secrets.token_hex(12)}"
+    return _event(refused, event_id, {"refused": True}, actor=actor, reason=reason, at_ms=at_ms)
+
+
+def _event(
+    said: Approval | ApprovalRequest, event_id: str, more: Mapping[str, object], *, actor: str, reason: str, at_ms: int
+) -> LimitEvent:
+    detail = {"approval_id": said.approval_id, "capability": said.capability_id, **more}
     return LimitEvent(
-        event_id=f"approval:refused:{secrets.token_hex(12)}",
+        event_id=f"approval:{event_id}",
         kind=EventKind.APPROVAL,
-        root=refused.root,
-        scope=refused.principal_id,
+        root=said.root,
+        scope=said.principal_id,
         unit=Unit.USD,
-        amount=refused.amount_nanos,
+        amount=said.amount_nanos,
         at_ms=at_ms,
         actor=actor,
         reason=reason,
