@@ -18,6 +18,7 @@ from sark_mw.pricing.base import (
     Json,
     as_cost_estimate,
 )
+from sark_mw.pricing.fallbacks import fallbacks
 from sark_mw.pricing.learned import OutputAverage
 from sark_mw.pricing.prices import MAX_MODEL_NAME, PriceBook, PricingOptions
 from sark_mw.pricing.rates import ModelPrice, Rates, input_yoctos, nanos_up, output_yoctos, usd, usd_per_million
@@ -74,7 +75,12 @@ class MeteredEstimator(CostEstimator):
         output. Raises `CostEstimationError` (no model, no input) or `InvalidRequestError` (malformed).
         """
         body = request.arguments
-        model = self._model(body, resource_metadata)
+        estimate = self._of_model(self._model(body, resource_metadata), body, resource_metadata)
+        for other, changed in fallbacks(body):
+            estimate = _dearer(estimate, self._of_model(other, changed, resource_metadata))
+        return estimate
+
+    def _of_model(self, model: str, body: Json, resource_metadata: Json) -> Estimate:
         price = self._book.price(self._provider, model)
         if price.unknown and self._options.on_unknown_model == "deny":
             raise InvalidRequestError(f"The model '{model}' has no known price", "model")
@@ -213,6 +219,19 @@ class MeteredEstimator(CostEstimator):
         if not isinstance(model, str) or len(model) > MAX_MODEL_NAME:
             raise InvalidRequestError(f"'model' must be a string of at most {MAX_MODEL_NAME} characters", "model")
         return model
+
+
+def _dearer(asked: Estimate, other: Estimate) -> Estimate:
+    """Hold as much as either may cost; what is expected is that of the model that was asked for."""
+    return replace(
+        asked,
+        ceiling_nanos=max(asked.ceiling_nanos, other.ceiling_nanos),
+        input_tokens=max(asked.input_tokens, other.input_tokens),
+        max_output_tokens=max(asked.max_output_tokens, other.max_output_tokens),
+        unknown_model=asked.unknown_model or other.unknown_model,
+        fixed_yoctos=max(asked.fixed_yoctos, other.fixed_yoctos),
+        output_yoctos=max(asked.output_yoctos, other.output_yoctos),
+    )
 
 
 def _endpoint(resource_metadata: Json) -> str:
