@@ -10,7 +10,7 @@ from typing import Any, Literal
 from sark_mw.errors import ConfigurationError
 from sark_mw.policy.engines.plugin import EnginePlugin
 from sark_mw.policy.engines.process import EngineOptions, EngineProcesses
-from sark_mw.policy.rego_negations import check_negations
+from sark_mw.policy.rego_subset import check_modules
 from sark_mw.policy.rego_text import encode_for_rego, spelled
 
 _MAX_BODY = 1 << 20
@@ -43,8 +43,7 @@ class RegoPlugin(EnginePlugin):
         options = EngineOptions(deadline_s=deadline_s, memory_bytes=memory_bytes, workers=workers, hardening=hardening)
         super().__init__(name=name, priority=priority, on_error=on_error, prompts=prompts, limits=limits, options=options)
         self._modules = _modules(name, source, path)
-        for module, text in self._modules.items():
-            check_negations(f"{name}: {module}", text)
+        check_modules(name, self._modules)
         if not query.startswith("data."):
             raise ConfigurationError(f"{name}: the query names a rule, as data.sark.decision does, not {query!r}")
         self._query = query
