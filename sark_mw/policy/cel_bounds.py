@@ -36,8 +36,8 @@ _PLAIN = frozenset(
 )
 #: A text that belongs to one element of a list is looked at once per round; all together are no longer than the longest.
 _OWN_TEXT = 20
-#: Two values of the request may be all that it may bring.
-_COMPARED = 250
+#: Two values of the request may be all that it may bring; a name alone is a text, or one element of several.
+_COMPARED, _NAME_COMPARED = 250, 100
 #: A call into Python, and a map made of what it returns.
 _BUDGET = 60
 #: Making a pattern, at every call, and each step of it.
@@ -145,13 +145,17 @@ class _Units:
         made = _PATTERN + _PATTERN_STEP * pattern_steps(node.parts[-1].text or "") if node.name == "matches" else 0
         cost = _ON_TEXT.get(node.name, 0) * self._growth
         if node.name in _COMPARISONS or node.name in _CONVERSIONS:
-            cost = 4 if any(part.kind == "const" for part in node.parts) else _COMPARED * self._growth
+            cost = 4 if any(part.kind == "const" for part in node.parts) else _compared(node) * self._growth
         if node.name == "budget":
             cost = _BUDGET
         if cost > _OWN_TEXT and loop is not None and _root_of(loop.parts[0]) and _root_of(node.parts[0]) == loop.name:
             self._once[-1] += cost
             return made + _OWN_TEXT
         return made + cost
+
+
+def _compared(node: Node) -> int:
+    return _NAME_COMPARED if any(part.kind == "ident" for part in node.parts) else _COMPARED
 
 
 def elements_of(over: Node) -> int:
