@@ -72,16 +72,21 @@ def folder_files(manager: PolicyPluginManager, settings: PolicySettings) -> list
 
 
 class PluginUpkeep:
-    """What goes on with plugins while a gateway runs: changed files are taken up, a blocked loop is seen."""
+    """The settings' plugins while a gateway runs: loaded, changed files taken up, a blocked loop seen, unloaded."""
 
     def __init__(self, manager: PolicyPluginManager, settings: PolicySettings) -> None:
         self._manager = manager
         self._settings = settings
         self._watching: list[asyncio.Task[None]] = []
+        self._loaded: list[str] = []
         self.rules = RuleWatch(manager, settings.plugins)
 
+    async def load(self) -> None:
+        """Load the plugins that the settings name; raises `ConfigurationError`."""
+        self._loaded = await load_plugins(self._manager, self._settings)
+
     def start(self) -> None:
-        """Begin, as far as the settings ask for it."""
+        """Begin to watch, as far as the settings ask for it."""
         settings = self._settings
         if settings.reload_s:
             in_folder = None if settings.folder is None else self._in_folder
@@ -100,8 +105,8 @@ class PluginUpkeep:
         else:
             await self._manager.reload_plugin(name)
 
-    async def aclose(self, names: list[str]) -> None:
-        """End, and unload the plugins `names` and what the folder has brought since."""
+    async def aclose(self) -> None:
+        """End, and unload the plugins that were loaded and what the folder has brought since."""
         self._manager.stop_watching()
         for watching in self._watching:
             watching.cancel()
@@ -110,7 +115,7 @@ class PluginUpkeep:
         folder = self._settings.folder
         files = self._manager.loaded_files()
         came = [name for name, (file, _) in files.items() if folder is not None and folder in file.path.parents]
-        for name in dict.fromkeys((*names, *came)):
+        for name in dict.fromkeys((*self._loaded, *came)):
             await self._manager.unregister_plugin(name)
         await self._manager.retired()
 

@@ -73,8 +73,9 @@ class PolicyPluginManager:
         return self._chain.needs_limits
 
     def observe(self, observer: PolicyObserver) -> None:
-        """Tell `observer` of every decision from now on."""
-        self._told.observers = (*self._told.observers, observer)
+        """Tell `observer` of every decision from now on, once."""
+        if not any(each is observer for each in self._told.observers):
+            self._told.observers = (*self._told.observers, observer)
 
     def bind(self, services: PolicyServices) -> None:
         """Lend `services` to every plugin, those that are registered later included."""
