@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -105,19 +106,20 @@ class PluginUpkeep:
         else:
             await self._manager.reload_plugin(name)
 
-    async def aclose(self) -> None:
-        """End, and unload the plugins that were loaded and what the folder has brought since."""
+    async def aclose(self, drain_s: float = 0) -> None:
+        """End, and unload the plugins that were loaded and what the folder has brought since; their rounds have `drain_s`."""
         self._manager.stop_watching()
         for watching in self._watching:
             watching.cancel()
             with suppress(asyncio.CancelledError):
                 await watching
+        ends = time.monotonic() + drain_s
         folder = self._settings.folder
         files = self._manager.loaded_files()
         came = [name for name, (file, _) in files.items() if folder is not None and folder in file.path.parents]
         for name in dict.fromkeys((*self._loaded, *came)):
-            await self._manager.unregister_plugin(name)
-        await self._manager.retired()
+            await self._manager.unregister_plugin(name, max(ends - time.monotonic(), 0))
+        await self._manager.retired(max(ends - time.monotonic(), 0))
 
     def _in_folder(self) -> list[PluginFile]:
         return folder_files(self._manager, self._settings)

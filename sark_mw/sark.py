@@ -16,7 +16,7 @@ from sark_mw.assembly import (
     make_prometheus,
     make_store,
 )
-from sark_mw.direct import DirectReservation, GivenEstimate, Money, same_request, scope_of_run
+from sark_mw.direct import DirectReservation, GivenEstimate, Money, limit_of_run, same_request, scope_of_run
 from sark_mw.enforcement.admission import Admission
 from sark_mw.enforcement.approvals import StoreApprovals
 from sark_mw.enforcement.budgets import StoreBudgets
@@ -45,14 +45,12 @@ from sark_mw.instrumentation.base import Instrumentation, RequestFinished, Reque
 from sark_mw.ledger import Flusher
 from sark_mw.ledger.base import Ledger
 from sark_mw.ledger.events import LimitEvent
-from sark_mw.limit import Limit, run_limit
-from sark_mw.money import to_decimal
 from sark_mw.plugin_loading import PluginUpkeep, make_policies, missing_layers, tell_isolation
 from sark_mw.policy.base import PolicyServices
 from sark_mw.policy.manager import PolicyPluginManager
 from sark_mw.pricing.base import CostEstimator, InvocationRequest
 from sark_mw.reservation import new_reservation_id
-from sark_mw.settings import AnySettings, Settings, as_settings
+from sark_mw.settings import AnySettings, as_settings
 from sark_mw.store.base import OutboxEntry
 from sark_mw.store.redis_store import RedisStore
 from sark_mw.wire.base import Refusal
@@ -186,7 +184,7 @@ class Sark:
             request_id=new_reservation_id(),
             metadata=metadata,
             asserted=tuple(asserted),
-            extra_limits=(_run_limit(root or settings.root, run_scope, run_budget),) if run_scope else (),
+            extra_limits=(limit_of_run(root or settings.root, run_scope, run_budget),) if run_scope else (),
             obeys=frozenset(obeys),
             idempotency=same_request(root or settings.root, principal, idempotency_key, request) if idempotency_key else None,
         )
@@ -233,7 +231,7 @@ class Sark:
         settings, store = self.settings, self.store
         self.clock = ServerClock()
         self.tables = LimitTables(store, self.clock)
-        self.recovery = Recovery(store, self.ledger, drain=self._drain)
+        self.recovery = Recovery(store, self.ledger, drain=lambda: self.flusher.flush_once())  # noqa: PLW0108  # made below
         self.limits = LimitRegistry(store, self.ledger, tables=self.tables, recovery=self.recovery, on_event=self._tell_of_limit)
         self.journal = Journal(settings.store.journal)
         self.shared_policies = SharedPolicies(self.ledger, self.policies, clock=self.clock, record=self.limits.record)
@@ -324,17 +322,16 @@ class Sark:
     def _tell_of_limit(self, event: LimitEvent) -> None:
         self.instrumentation.limit_event(event.kind, event.unit, event.scope, event.limit_id, event.root, detail_of(event))
 
-    async def _drain(self) -> int:
-        return await self.flusher.flush_once()
-
     async def aclose(self, deadline_s: float = 10.0) -> None:
-        """Settle what is in flight, flush what is in the outbox, close; at most about `deadline_s`."""
+        """Refuse what comes, settle what is in flight, flush what is in the outbox, close; each at most about `deadline_s`."""
         if not self.started:
             if self._starting is not None:
                 await end_tasks([self._starting])
             await self.ledger.aclose()
             return
         self.started = False
+        ends = asyncio.get_running_loop().time() + deadline_s
+        await self.enforcer.close(deadline_s)
         await self.leases.aclose()
         await self.settler.drain(deadline_s)
         await self.upkeep.aclose()
@@ -346,11 +343,7 @@ class Sark:
         if self._flushing is not None:
             await self.flusher.drain(deadline_s)
             await self._flushing
+        await self.plugins.aclose(max(ends - asyncio.get_running_loop().time(), 1.0))
         await self.shared_policies.aclose()
-        await self.plugins.aclose()
         await self.store.aclose()
         await self.ledger.aclose()
-
-
-def _run_limit(root: str, scope: str, budget: Decimal | int | str | None) -> Limit:
-    return run_limit(root, scope) if budget is None else run_limit(root, scope, to_decimal(budget))

@@ -19,7 +19,7 @@ from sark_mw.policy.files import PluginFile
 from sark_mw.policy.loading import forget_module
 from sark_mw.policy.packages import Lock, Packages
 from sark_mw.policy.reloading import NameTakenError, OvertakenError
-from sark_mw.policy.renewing import renewed, retire
+from sark_mw.policy.renewing import DRAIN_S, Retiring, renewed, retire
 from sark_mw.policy.told import Told
 from sark_mw.policy.watchdog import Watchdog
 
@@ -59,7 +59,7 @@ class PolicyPluginManager:
         self._told = Told(observer)
         self._services = services or PolicyServices()
         self._lock = threading.Lock()
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring = Retiring()
         self._watchdog: Watchdog | None = None
 
     @property
@@ -93,13 +93,13 @@ class PolicyPluginManager:
         """
         await self._register(entry_of(plugin, enabled))
 
-    async def unregister_plugin(self, name: str) -> None:
-        """Remove a plugin; an unknown name is nothing, a failing `on_unload` is logged."""
+    async def unregister_plugin(self, name: str, drain_s: float = DRAIN_S) -> None:
+        """Remove a plugin, its rounds have `drain_s`; an unknown name is nothing, a failing `on_unload` is logged."""
         entry = self._entries.get(name)
         if entry is None or not entry.loaded:
             return
         self._drop(entry)
-        await retire(entry)
+        await retire(entry, drain_s)
         if entry.file is not None:
             self._told.life("plugin_loaded", name, "unloaded")
 
@@ -178,7 +178,7 @@ class PolicyPluginManager:
             await retire(new)
             raise OvertakenError(f"plugin {name!r} was replaced or removed while its new version was loaded")
         self._order()
-        self._retire_later(old)
+        self._retiring.begin(old)
         logger.info("policy plugin %r was loaded anew: version %s", name, new.version)
         self._told.life("plugin_loaded", name, "reloaded")
 
@@ -206,12 +206,11 @@ class PolicyPluginManager:
             await retire(new)
             raise NameTakenError(new.name)
         self._order()
-        self._retire_later(old)
+        self._retiring.begin(old)
 
-    async def retired(self) -> None:
-        """Wait until every version that was replaced is unloaded."""
-        while self._retiring:
-            await asyncio.wait(set(self._retiring))
+    async def retired(self, drain_s: float = DRAIN_S) -> None:
+        """Wait until every version that was replaced is unloaded; their rounds have at most `drain_s` from now on."""
+        await self._retiring.ended(drain_s)
 
     def load_failed(self, name: str, error: BaseException) -> None:
         """Note that a file could not be loaded: in the log, with the observers, and in `list_plugins` of what stays."""
@@ -327,11 +326,6 @@ class PolicyPluginManager:
             raise
         entry.loaded = True
         self._order()
-
-    def _retire_later(self, entry: Entry) -> None:
-        retiring = asyncio.ensure_future(retire(entry))
-        self._retiring.add(retiring)
-        retiring.add_done_callback(self._retiring.discard)
 
     def _switch(self, name: str, *, on: bool) -> None:
         entry = self._entries.get(name)
