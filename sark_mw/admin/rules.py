@@ -11,7 +11,7 @@ from sark_mw.admin import inputs
 from sark_mw.admin.operation import Asked, Operation
 from sark_mw.admin.problem import ProblemError
 from sark_mw.enforcement.grants import Why
-from sark_mw.enforcement.rules import UnlistedModelError
+from sark_mw.enforcement.rules import UnlistedModelError, readable
 from sark_mw.enforcement.shared_policies import RuleNameError, SharedRule, TooManyRulesError
 from sark_mw.errors import ConfigurationError
 from sark_mw.limit_answers import Answer, instant
@@ -57,11 +57,6 @@ def _answer(sark: Sark, rule: SharedRule) -> RuleAnswer:
     enabled, last_error = _told(sark, plugin)
     return RuleAnswer(
         name=rule.name,
-        when=str(rule.said.get("when", "")),
-        deny=rule.said.get("deny"),
-        oblige=rule.said.get("oblige"),
-        priority=rule.said.get("priority", 100),
-        on_error=rule.said.get("on_error", "deny"),
         set_by="admin",
         actor=rule.actor,
         reason=rule.reason,
@@ -69,6 +64,7 @@ def _answer(sark: Sark, rule: SharedRule) -> RuleAnswer:
         plugin=plugin,
         enabled=enabled,
         last_error=last_error,
+        **readable(rule.said),
     )
 
 

@@ -78,18 +78,20 @@ class _State:
             try:
                 detail = json.loads(recorded.event.detail_json)
                 self._take(recorded.event, detail)
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 _log.error("the policy event %s says nothing that is known here: %s", recorded.event.event_id, error)
 
     def _take(self, event: LimitEvent, detail: Mapping[str, Any]) -> None:
         if event.kind == EventKind.RULE:
-            name, said = str(detail["rule"]), detail["set"]
+            name, said = detail["rule"], detail["set"]
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"no rule is called {name!r}")
             if said is None:
                 self.rules.pop(name, None)
             else:
-                self.rules[name] = SharedRule(
-                    name=name, said=dict(said), actor=event.actor, reason=event.reason, at_ms=event.at_ms
-                )
+                # What is no rule at all is one that cannot be used.
+                made_of = said if isinstance(said, dict) else {}
+                self.rules[name] = SharedRule(name=name, said=made_of, actor=event.actor, reason=event.reason, at_ms=event.at_ms)
         elif detail["action"] in ("enable", "disable"):
             self.switches[str(detail["plugin"])] = detail["action"] == "enable"
         elif detail["action"] == "reset":
