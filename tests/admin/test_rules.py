@@ -17,6 +17,17 @@ BODY = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hi"}], "max
 CHAT = {"headers": {"content-type": "application/json", "authorization": "Bearer sk-1"}, "content": json.dumps(BODY)}
 
 
+def nested(levels: int) -> Any:
+    """Make lists in lists."""
+    value: Any = "tag:a"
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+JSON = {"content-type": "application/json"}
+
+
 async def refusal(admin: Admin) -> str:
     """Make the dear request; return the reason of its refusal, empty where it passed."""
     answer = await admin.client.post("/v1/chat/completions", **CHAT)
@@ -98,6 +109,8 @@ async def _judged(admin: Admin) -> Any:
         ({"when": "true", "oblige": {"add_tag": ["x" * 5000]}}, None, "a few things"),
         ({"when": "true", "oblige": {"cap_output_tokens": "many"}}, "oblige", "whole number"),
         ({"when": "true", "oblige": {"cap_output_tokens": 0.5}}, "oblige", "whole number"),
+        ({"when": "true", "oblige": {"add_tag": [["tag:a"]]}}, None, "a list of them"),
+        ({"when": "true", "oblige": {"add_tag": nested(500)}}, None, "a list of them"),
         ({"when": "true", "oblige": {"use_model": "gpt-9"}}, "oblige", "obligation_models"),
         ({"when": "true", "oblige": {"explode": 1}}, "oblige.explode.[key]", ""),
         ({"when": "true", "deny": "no", "priority": 1.5}, "priority", ""),
@@ -111,6 +124,12 @@ async def test_what_cannot_be_a_rule_is_refused_with_the_field(admin: Admin, bod
     assert problem.get("field") == field and says in problem["detail"], problem
     assert (await admin.ask("GET", "/rules"))["rules"] == []
     assert (await admin.ask("GET", "/events", params={"kind": "rule"}))["events"] == []
+
+
+@pytest.mark.parametrize("number", ["1E+400000", "-1E+400000", "1E-400000", "1E+9999999999999999999999", "0.5"])
+async def test_a_number_that_is_short_to_write_and_long_to_reckon_with_is_refused(admin: Admin, number: str) -> None:
+    body = f'{{"when": "true", "oblige": {{"cap_output_tokens": {number}}}}}'
+    await admin.ask("PUT", "/rules/some", content=body, headers=JSON, status=400 if len(number) > 20 else 422)
 
 
 async def test_a_name_that_cannot_be_or_is_taken_is_refused(make: MakeAdmin, tmp_path: Path) -> None:
