@@ -15,6 +15,7 @@ from sark_mw.policy.base import PolicyPlugin
 from sark_mw.policy.files import PluginFile, stamp_of
 from sark_mw.policy.loading import built
 from sark_mw.policy.manager import PolicyPluginManager
+from sark_mw.policy.reloading import OvertakenError
 from sark_mw.settings import PluginSettings
 
 _log = logging.getLogger(__name__)
@@ -64,6 +65,8 @@ class RuleWatch:
         self._manager = manager
         self._plugins = {str(each.options.get("name") or each.name): each for each in plugins if rule_files(each)}
         self._seen = {name: _stamps(each) for name, each in self._plugins.items()}
+        #: One reload at a time, so that the last one has read the files last.
+        self._lock = asyncio.Lock()
 
     def __contains__(self, name: str) -> bool:
         """Tell whether a plugin is made of such files."""
@@ -89,10 +92,21 @@ class RuleWatch:
                 await self.reload(name)
 
     async def reload(self, name: str) -> None:
-        """Make a policy anew of its files; raises `ConfigurationError` where the old one stays."""
+        """Make a policy anew of its files; raises `ConfigurationError` where the old one stays, or none is there."""
+        async with self._lock:
+            await self._reload(name)
+
+    async def _reload(self, name: str) -> None:
+        if self._manager.get_plugin(name) is None:
+            raise ConfigurationError(f"plugin {name!r} is not registered any more")
         try:
             plugin = await asyncio.to_thread(make_rules, self._manager, self._plugins[name])
-            await self._manager.put_plugin(plugin, self._plugins[name].enabled)
+            if self._manager.get_plugin(name) is None:
+                raise OvertakenError(f"plugin {name!r} was removed while its new version was made")
+            await self._manager.put_plugin(plugin)
+        except OvertakenError:
+            self._seen[name] = ()  # perhaps by an older version: the next look takes the files up again
+            raise
         except Exception as error:  # the plugin boundary: engines raise what they like
             self._manager.load_failed(name, error)
             if isinstance(error, ConfigurationError):

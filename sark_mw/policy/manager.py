@@ -185,8 +185,9 @@ class PolicyPluginManager:
     async def put_plugin(self, plugin: PolicyPlugin, enabled: bool = True) -> None:
         """Register a plugin, in one step in the place of one of its name that came as an object too.
 
-        Every round of decisions asks the old one or the new one; a new one that does not load leaves the old one in place. Raises
-        what `register_plugin` raises, and `ValueError` where the name is that of a plugin from a file.
+        Every round of decisions asks the old one or the new one; a new one that does not load leaves the old one in place, and is
+        asked or not as that was: `enabled` is for one that is new. Raises what `register_plugin` raises, `ValueError` where the
+        name is that of a plugin from a file, `OvertakenError` where the old one was replaced or removed meanwhile.
         """
         old = self._entries.get(plugin.name)
         if old is None:
@@ -200,11 +201,11 @@ class PolicyPluginManager:
         with self._lock:
             current = self._entries.get(new.name) is old
             if current:
-                new.enabled, new.loaded = self._switches.get(new.name, enabled), True
+                new.enabled, new.by_default, new.loaded = old.enabled, old.by_default, True
                 self._entries[new.name] = new
         if not current:
             await retire(new)
-            raise NameTakenError(new.name)
+            raise OvertakenError(f"plugin {new.name!r} was replaced or removed while its new version was loaded")
         self._order()
         self._retiring.begin(old)
 
