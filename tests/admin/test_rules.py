@@ -109,6 +109,8 @@ async def _judged(admin: Admin) -> Any:
         ({"when": "true", "oblige": {"add_tag": ["x" * 5000]}}, None, "a few things"),
         ({"when": "true", "oblige": {"cap_output_tokens": "many"}}, "oblige", "whole number"),
         ({"when": "true", "oblige": {"cap_output_tokens": 0.5}}, "oblige", "whole number"),
+        ({"when": "true", "oblige": {"cap_output_tokens": 5_000_000_000}}, "oblige", "whole number"),
+        ({"when": "true", "oblige": {"use_model": []}}, "oblige", "nothing"),
         ({"when": "true", "oblige": {"add_tag": [["tag:a"]]}}, None, "a list of them"),
         ({"when": "true", "oblige": {"add_tag": nested(500)}}, None, "a list of them"),
         ({"when": "true", "oblige": {"use_model": "gpt-9"}}, "oblige", "obligation_models"),
