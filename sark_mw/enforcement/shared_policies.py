@@ -229,6 +229,8 @@ class SharedPolicies:
         for gone in self._registered.keys() - state.rules.keys():
             name, _ = self._registered.pop(gone)
             await self._manager.unregister_plugin(name)
+        # One that was dropped and set again may still be the same here: everywhere they are asked in the order of the events.
+        self._manager.order_plugins(self._registered[rule][0] for rule in state.rules)
         _log.info("policies are as administrators decided, up to event %d: %d rules", state.seq, len(state.rules))
 
     async def _put(self, rule: SharedRule, name: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -169,16 +169,7 @@ class PolicyPluginManager:
             if isinstance(error, ConfigurationError):
                 raise
             raise ConfigurationError(f"plugin {name!r}: {type(error).__name__}: {error}") from error
-        with self._lock:
-            current = self._entries.get(name) is old
-            if current:
-                new.enabled, new.by_default, new.loaded = old.enabled, old.by_default, True
-                self._entries[name] = new
-        if not current:
-            await retire(new)
-            raise OvertakenError(f"plugin {name!r} was replaced or removed while its new version was loaded")
-        self._order()
-        self._retiring.begin(old)
+        await self._swap(old, new)
         logger.info("policy plugin %r was loaded anew: version %s", name, new.version)
         self._told.life("plugin_loaded", name, "reloaded")
 
@@ -198,16 +189,7 @@ class PolicyPluginManager:
         new = entry_of(plugin, enabled)
         plugin.bind(self._services)
         await plugin.on_load()
-        with self._lock:
-            current = self._entries.get(new.name) is old
-            if current:
-                new.enabled, new.by_default, new.loaded = old.enabled, old.by_default, True
-                self._entries[new.name] = new
-        if not current:
-            await retire(new)
-            raise OvertakenError(f"plugin {new.name!r} was replaced or removed while its new version was loaded")
-        self._order()
-        self._retiring.begin(old)
+        await self._swap(old, new)
 
     async def retired(self, drain_s: float = DRAIN_S) -> None:
         """Wait until every version that was replaced is unloaded; their rounds have at most `drain_s` from now on."""
@@ -247,6 +229,13 @@ class PolicyPluginManager:
             entry = self._entries.get(name)
             if entry is not None:
                 entry.enabled = switches.get(name, entry.by_default)
+        self._order()
+
+    def order_plugins(self, names: Iterable[str]) -> None:
+        """Ask these after all others of their priority, and in this order, however they were registered."""
+        for place, name in enumerate(names, 1):
+            if (entry := self._entries.get(name)) is not None:
+                entry.place = place
         self._order()
 
     def asked_by_default(self, name: str) -> bool:
@@ -327,6 +316,19 @@ class PolicyPluginManager:
             raise
         entry.loaded = True
         self._order()
+
+    async def _swap(self, old: Entry, new: Entry) -> None:
+        """Put a loaded version in the place of another, in one step."""
+        with self._lock:
+            current = self._entries.get(old.name) is old
+            if current:
+                new.enabled, new.by_default, new.place, new.loaded = old.enabled, old.by_default, old.place, True
+                self._entries[old.name] = new
+        if not current:
+            await retire(new)
+            raise OvertakenError(f"plugin {old.name!r} was replaced or removed while its new version was loaded")
+        self._order()
+        self._retiring.begin(old)
 
     def _switch(self, name: str, *, on: bool) -> None:
         entry = self._entries.get(name)
