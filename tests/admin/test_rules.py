@@ -9,6 +9,8 @@ from uuid import uuid4
 
 import pytest
 
+from sark_mw.enforcement.grants import Why
+from sark_mw.ledger.events import EventKind
 from tests.admin.conftest import Admin, MakeAdmin
 from tests.enforcement.whole import until
 
@@ -147,6 +149,31 @@ async def test_a_name_that_cannot_be_or_is_taken_is_refused(make: MakeAdmin, tmp
         ("night", "settings", True),
         ("rule-2", "settings", True),
     ]
+
+
+async def test_all_rules_are_told_of_with_one_listing_of_the_plugins(admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        await admin.ask("PUT", f"/rules/r{number}", json=RULE)
+    listed, listings = admin.sark.policies.list_plugins, 0
+
+    def counting() -> list[dict[str, Any]]:
+        nonlocal listings
+        listings += 1
+        return listed()
+
+    monkeypatch.setattr(admin.sark.policies, "list_plugins", counting)
+    assert len((await admin.ask("GET", "/rules"))["rules"]) == 3
+    assert listings == 1
+
+
+async def test_there_are_only_so_many_rules(admin: Admin) -> None:
+    shared, why = admin.sark.shared_policies, Why()
+    events = [shared._event(EventKind.RULE, {"rule": f"r{n}", "set": RULE}, why) for n in range(200)]
+    await admin.sark.ledger.record_new(events)
+    await admin.ask("PUT", "/rules/another", json=RULE, status=409)
+    await admin.ask("PUT", "/rules/r7", json=RULE)
+    await admin.ask("DELETE", "/rules/r8")
+    await admin.ask("PUT", "/rules/another", json=RULE)
 
 
 async def test_a_dry_run_sets_nothing(admin: Admin) -> None:
