@@ -32,15 +32,20 @@ RULES = {
 def make_rules(manager: PolicyPluginManager, plugin: PluginSettings) -> PolicyPlugin:
     """Make the plugin of what the settings say and its files hold; raises `ConfigurationError`."""
     assert plugin.name is not None
+    read: dict[str, bytes] = {}
     for path in rule_files(plugin):
-        manager.packages.admit(path, PluginFile(path=path).contents())
+        contents = PluginFile(path=path).contents()
+        manager.packages.admit(path, contents)
+        read[path.name] = contents.source
     module, _, class_name = RULES[plugin.name].partition(":")
     try:
         plugin_class = getattr(import_module(module), class_name)
     except ImportError as error:
         hint = f"pip install 'sark-mw[{plugin.name}]'"
         raise ConfigurationError(f"plugin {plugin.name!r} needs more than is installed: {error}; {hint}") from error
-    return built(plugin_class, f"plugin {plugin.name!r}", _held(manager, plugin))
+    # Of what the lock let in: the files may be others by now.
+    options = {**_held(manager, plugin), **({"contents": read} if read else {})}
+    return built(plugin_class, f"plugin {plugin.name!r}", options)
 
 
 def rule_files(plugin: PluginSettings) -> list[Path]:

@@ -45,11 +45,11 @@ def usable_or_not(rule: Mapping[str, Any], name: str, models: Set[str]) -> Polic
 def readable(rule: Mapping[str, Any]) -> dict[str, Any]:
     """Return what can be told of a rule, whoever wrote it: the fields of `RuleSettings` that are what they should be."""
     deny, oblige, priority, on_error = (rule.get(field) for field in ("deny", "oblige", "priority", "on_error"))
-    known = isinstance(oblige, Mapping) and all(_is_plain(each) for each in oblige.values())
+    told = oblige if isinstance(oblige, Mapping) and all(_is_plain(each) for each in oblige.values()) else None
     return {
         "when": _text(rule.get("when", "")),
         "deny": _text(deny) if isinstance(deny, str) else None,
-        "oblige": {_text(kind): _plain(value) for kind, value in oblige.items()} if known else None,
+        "oblige": {_text(kind): _plain(value) for kind, value in told.items()} if told is not None else None,
         "priority": priority if type(priority) is int else 100,
         "on_error": on_error if isinstance(on_error, str) and on_error in ON_ERROR else "deny",
     }

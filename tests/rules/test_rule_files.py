@@ -16,11 +16,13 @@ from sark_mw.plugin_loading import load_plugins, make_policies, missing_layers
 from sark_mw.policy.base import PolicyPlugin
 from sark_mw.policy.engines.process import EngineProcesses
 from sark_mw.policy.manager import PolicyPluginManager
+from sark_mw.policy.packages.manifest import Contents
 from sark_mw.policy.reloading import OvertakenError
 from sark_mw.rule_files import RuleWatch
 from sark_mw.settings import PolicySettings, Settings
 from tests.rules.requests import a_request
 
+GUEST = Path(__file__).parents[2] / "plugins/wasm/small_model.wat"
 SAYS = """
 package sark
 import rego.v1
@@ -159,6 +161,33 @@ async def test_one_that_was_overtaken_is_looked_at_again(tmp_path: Path, monkeyp
         await manager.retired()
     finally:
         await manager.unregister_plugin("rego")
+
+
+@pytest.mark.parametrize("what", ["file", "folder", "wasm"])
+async def test_what_runs_are_the_bytes_that_the_lock_let_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    if what == "wasm":
+        path = tmp_path / "guest.wat"
+        path.write_bytes(GUEST.read_bytes())
+        settings = Settings.of({"policy": {"plugins": ({"name": "wasm", "options": {"path": str(path)}},)}}).policy
+    else:
+        path = policy(tmp_path, "what is pinned")
+        (tmp_path / "policy_test.rego").write_text("this is {no rego, and no part of the policy")
+        settings = settings_of(path if what == "file" else tmp_path)
+    manager = make_policies(settings)
+    admitted = []
+
+    def swapped(admitting: Path, contents: Contents) -> None:
+        admitted.append(contents.source)
+        admitting.write_text("this is {nothing that was ever pinned")
+
+    monkeypatch.setattr(manager.packages, "admit", swapped)
+    names = await load_plugins(manager, settings)
+    try:
+        assert admitted
+        if what != "wasm":
+            assert await said(manager) == ["what is pinned"]
+    finally:
+        await manager.unregister_plugin(names[0])
 
 
 async def test_what_holds_its_process_is_told_like_that_of_isolated_plugins(
