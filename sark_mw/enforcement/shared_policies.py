@@ -92,6 +92,8 @@ class _State:
                 # What is no rule at all is one that cannot be used.
                 made_of = said if isinstance(said, dict) else {}
                 self.rules[name] = SharedRule(name=name, said=made_of, actor=event.actor, reason=event.reason, at_ms=event.at_ms)
+        elif "process" in detail:
+            pass  # of one process and until its end, as earlier versions switched
         elif detail["action"] in ("enable", "disable"):
             self.switches[str(detail["plugin"])] = detail["action"] == "enable"
         elif detail["action"] == "reset":

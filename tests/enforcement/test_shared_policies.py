@@ -171,6 +171,17 @@ async def test_a_plugin_is_switched_by_name_for_good_also_where_it_comes_later(p
     assert [each.plugin_name for each in await decide(mine)] == ["resident"]
 
 
+async def test_what_an_earlier_version_switched_in_one_process_is_not_switched_in_all(process: MakeProcess) -> None:
+    here, manager = await process()
+    await here._record(here._event(EventKind.PLUGIN, {"plugin": "resident", "action": "disable", "process": 4711}, WHY))
+    await here.refresh()
+    assert [each.plugin_name for each in await decide(manager)] == ["resident"] and not here.switches
+    await here.switch("resident", "disable", WHY)
+    await here._record(here._event(EventKind.PLUGIN, {"plugin": "resident", "action": "enable", "process": 4711}, WHY))
+    await here.refresh()
+    assert await decide(manager) == []
+
+
 async def test_a_reset_plugin_is_asked_as_it_was_registered(process: MakeProcess) -> None:
     here, manager = await process()
     await manager.register_plugin(Sample(name="asleep"), enabled=False)
