@@ -120,5 +120,5 @@ class RuleWatch:
         _log.info("policy plugin %r was loaded anew", name)
 
 
-def _stamps(plugin: PluginSettings) -> tuple[tuple[Path, tuple[int, int]], ...]:
+def _stamps(plugin: PluginSettings) -> tuple[tuple[Path, tuple[int, ...]], ...]:
     return tuple((path, stamp_of(path)) for path in rule_files(plugin))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import tomllib
 from decimal import Decimal
 from pathlib import Path
@@ -136,6 +137,25 @@ async def test_of_two_reloads_at_once_the_last_word_of_the_file_stays(tmp_path: 
         policy(tmp_path, "the third and last one")
         await asyncio.gather(by_hand, watch.look())
         assert await said(manager) == ["the third and last one"]
+        await manager.retired()
+    finally:
+        await manager.unregister_plugin("rego")
+
+
+async def test_another_file_of_the_same_time_and_size_behind_a_link_is_taken_up(tmp_path: Path) -> None:
+    for release in ("first", "other"):
+        (tmp_path / release).mkdir()
+        os.utime(policy(tmp_path / release, release), (1, 1))
+    (tmp_path / "current").symlink_to("first")
+    settings = settings_of(tmp_path / "current" / "policy.rego")
+    manager = make_policies(settings)
+    await load_plugins(manager, settings)
+    watch = RuleWatch(manager, settings.plugins)
+    try:
+        (tmp_path / "next").symlink_to("other")
+        (tmp_path / "next").replace(tmp_path / "current")
+        await watch.look()
+        assert await said(manager) == ["other"]
         await manager.retired()
     finally:
         await manager.unregister_plugin("rego")
