@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 from sark_mw.enforcement.rules import rule_plugin
 from sark_mw.errors import ConfigurationError
@@ -73,9 +74,17 @@ def folder_files(manager: PolicyPluginManager, settings: PolicySettings) -> list
 
 
 class PluginUpkeep:
-    """The settings' plugins while a gateway runs: loaded, changed files taken up, a blocked loop seen, unloaded."""
+    """The settings' plugins while a gateway runs: loaded, changed files taken up, a blocked loop seen, unloaded.
+
+    Raises `ConfigurationError` for a manager that another one has and has not closed: its plugins would be lent the services of
+    the wrong one, and switched by both.
+    """
 
     def __init__(self, manager: PolicyPluginManager, settings: PolicySettings) -> None:
+        user = None if manager.used_by is None else manager.used_by()
+        if user is not None:
+            raise ConfigurationError("another Sark that is not closed has this PolicyPluginManager: give each one of its own")
+        manager.used_by = ref(self)
         self._manager = manager
         self._settings = settings
         self._watching: list[asyncio.Task[None]] = []
@@ -120,6 +129,7 @@ class PluginUpkeep:
         for name in dict.fromkeys((*self._loaded, *came)):
             await self._manager.unregister_plugin(name, max(ends - time.monotonic(), 0))
         await self._manager.retired(max(ends - time.monotonic(), 0))
+        self._manager.used_by = None
 
     def _in_folder(self) -> list[PluginFile]:
         return folder_files(self._manager, self._settings)

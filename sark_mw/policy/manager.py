@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import ReferenceType
 
 from sark_mw.errors import ConfigurationError
 from sark_mw.policy.asking import Round, ask
@@ -61,6 +62,8 @@ class PolicyPluginManager:
         self._lock = threading.Lock()
         self._retiring = Retiring()
         self._watchdog: Watchdog | None = None
+        #: Whoever lends it services and switches its plugins; one at a time.
+        self.used_by: ReferenceType[object] | None = None
 
     @property
     def active(self) -> bool:

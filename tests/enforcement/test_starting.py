@@ -9,7 +9,8 @@ from uuid import uuid4
 
 import pytest
 
-from sark_mw.errors import LedgerUnavailableError
+from sark_mw.enforcement.grants import Why
+from sark_mw.errors import ConfigurationError, LedgerUnavailableError
 from sark_mw.instrumentation.base import NullInstrumentation
 from sark_mw.policy.manager import PolicyPluginManager
 from sark_mw.sark import Sark
@@ -70,3 +71,21 @@ async def test_closing_ends_a_start_that_is_under_way_and_what_it_loaded(tmp_pat
     assert sark.policies.list_plugins() == [] and not sark.started
     with pytest.raises(asyncio.CancelledError):
         await starting
+
+
+async def test_a_manager_that_another_sark_has_is_refused_until_that_one_is_closed(tmp_path: Path) -> None:
+    first, manager = unstarted(tmp_path), PolicyPluginManager()
+    first.policies = manager
+    await first.start()
+    await first.shared_policies.switch("rate_limit", "disable", Why(actor="jane"))
+    second = Sark(settings_for(f"memory://{uuid4().hex}", tmp_path), policies=manager)
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="one of its own"):
+            await second.start()
+    await second.aclose()
+    assert {each["name"]: each["enabled"] for each in manager.list_plugins()} == {"rate_limit": False, "night": True}
+    await (await admitted(first, "0.1")).release()
+    await first.aclose()
+    third = Sark(settings_for(f"memory://{uuid4().hex}", tmp_path), policies=manager)
+    await third.start()
+    await third.aclose()
