@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 
 from sark_mw.enforcement.lease_shares import LeaseOptions
+from sark_mw.errors import ConfigurationError
 from sark_mw.instrumentation.audit import AuditInstrumentation, audit_logger
 from sark_mw.instrumentation.base import BreakerState, Composite, Instrumentation, NullInstrumentation
 from sark_mw.instrumentation.prometheus import PrometheusInstrumentation
@@ -17,7 +18,7 @@ from sark_mw.money import to_nanos
 from sark_mw.pricing.base import CostEstimator
 from sark_mw.pricing.prices import PriceOverride, PricingOptions
 from sark_mw.pricing.registry import builtin_estimators
-from sark_mw.settings import LedgerSettings, ObserveSettings, PricingSettings, StoreSettings
+from sark_mw.settings import LedgerSettings, ObserveSettings, PricingSettings, Settings, StoreSettings
 from sark_mw.store.connect import StoreOptions, open_store
 from sark_mw.store.redis_store import RedisStore
 
@@ -130,3 +131,15 @@ def lease_options(settings: StoreSettings) -> LeaseOptions | None:
         tokens=settings.lease_tokens,
         share=settings.lease_share,
     )
+
+
+def check_ledger_lasts(settings: Settings) -> None:
+    """Refuse a shared store with a ledger that ends with this process; raises `ConfigurationError`.
+
+    It would take into its memory what all have spent, rebuild a lost store with nothing spent, and hear of no rules.
+    """
+    if not settings.ledger.lasts and not settings.store.url.startswith("memory:"):
+        raise ConfigurationError(
+            "a store that several processes share needs a ledger that outlives them, the same for all of them, also where "
+            "another process flushes it: set ledger.url to sqlite:///sark.db or postgresql://…"
+        )

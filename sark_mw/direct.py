@@ -10,7 +10,8 @@ from typing import Any
 from sark_mw.enforcement.admission import Admission, Spent
 from sark_mw.enforcement.invocation import Idempotency, idempotency
 from sark_mw.errors import ConfigurationError, CostEstimationError
-from sark_mw.money import to_nanos
+from sark_mw.limit import Limit, run_limit
+from sark_mw.money import to_decimal, to_nanos
 from sark_mw.policy.base import Obligation
 from sark_mw.pricing.base import CostEstimate, CostEstimator, Estimate, InvocationRequest, Json, Meter, in_nanos
 from sark_mw.pricing.metered import MeteredEstimator
@@ -106,3 +107,8 @@ class DirectReservation:
         if isinstance(body, Mapping) and isinstance(self._estimator, MeteredEstimator):
             return self._estimator.read_usage(body)
         return None
+
+
+def limit_of_run(root: str, scope: str, budget: Decimal | int | str | None) -> Limit:
+    """Make the limit of a run; `budget` in dollars."""
+    return run_limit(root, scope) if budget is None else run_limit(root, scope, to_decimal(budget))

@@ -36,6 +36,8 @@ _log = logging.getLogger(__name__)
 
 #: Stale limits, a period that just changed, rebuilt data: each is set right and asked again, but not for ever.
 _ATTEMPTS = 6
+_POLL_S = 0.01
+_CLOSING = "this process is shutting down"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,10 +88,24 @@ class Enforcer:
         self.options = options
         self._refusals = refusals
         self.live: dict[str, Admission] = {}
+        self._deciding = 0
+        self._closing = self._closed = False
+
+    async def close(self, deadline_s: float) -> None:
+        """Refuse who comes from now on; those that are being decided have `deadline_s`, those admitted go on to their end."""
+        self._closing = True
+        ends = time.monotonic() + deadline_s
+        while self._deciding and time.monotonic() < ends:  # noqa: ASYNC110  # once in a process's life
+            await asyncio.sleep(_POLL_S)
+        self._closed = True
 
     async def admit(self, invocation: Invocation) -> Admission | Refusal:
         """Estimate, ask the policies, reserve: an `Admission` to be ended once, or why not."""
-        answer = await self._admit(invocation)
+        self._deciding += 1
+        try:
+            answer = await self._admit(invocation)
+        finally:
+            self._deciding -= 1
         if self._refusals is not None:
             if isinstance(answer, Refusal):
                 who = invocation.request.principal_id
@@ -99,6 +115,8 @@ class Enforcer:
         return answer
 
     async def _admit(self, invocation: Invocation) -> Admission | Refusal:
+        if self._closing:
+            return self._unavailable(invocation, _CLOSING, reason="closing")
         estimate = await self._estimate(invocation)
         if isinstance(estimate, Refusal):
             return estimate
@@ -110,6 +128,8 @@ class Enforcer:
             if isinstance(obeyed, Refusal):
                 return obeyed
             invocation, estimate = obeyed
+        if self._closed:  # policies may have been taken out while it was decided
+            return self._unavailable(invocation, _CLOSING, reason="closing")
         invocation = under_every_name(invocation, estimate)
         needs = needs_of(estimate, max(len(invocation.calls), 1), uses_tokens=invocation.uses_tokens)
         task = asyncio.ensure_future(self._reserve(invocation, estimate, needs))

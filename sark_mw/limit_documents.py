@@ -52,7 +52,7 @@ def read_limits(text: str, form: Form, *, root: str | None = None) -> tuple[Limi
             document = json.loads(text, parse_float=Decimal, object_pairs_hook=object_of)
     except NamedTwiceError as error:
         raise ConfigurationError(f"this JSON may mean two things: {error}") from error
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, ArithmeticError) as error:
         raise ConfigurationError(f"this is no {form.upper()}: {error}") from error
     if not isinstance(document, dict) or "limits" not in document or not isinstance(document["limits"], list):
         example = "[[limits]] tables" if form == "toml" else 'an object {"limits": [...]}'

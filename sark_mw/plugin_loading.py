@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 from sark_mw.enforcement.rules import rule_plugin
 from sark_mw.errors import ConfigurationError
@@ -72,16 +74,29 @@ def folder_files(manager: PolicyPluginManager, settings: PolicySettings) -> list
 
 
 class PluginUpkeep:
-    """What goes on with plugins while a gateway runs: changed files are taken up, a blocked loop is seen."""
+    """The settings' plugins while a gateway runs: loaded, changed files taken up, a blocked loop seen, unloaded.
+
+    Raises `ConfigurationError` for a manager that another one has and has not closed: its plugins would be lent the services of
+    the wrong one, and switched by both.
+    """
 
     def __init__(self, manager: PolicyPluginManager, settings: PolicySettings) -> None:
+        user = None if manager.used_by is None else manager.used_by()
+        if user is not None:
+            raise ConfigurationError("another Sark that is not closed has this PolicyPluginManager: give each one of its own")
+        manager.used_by = ref(self)
         self._manager = manager
         self._settings = settings
         self._watching: list[asyncio.Task[None]] = []
+        self._loaded: list[str] = []
         self.rules = RuleWatch(manager, settings.plugins)
 
+    async def load(self) -> None:
+        """Load the plugins that the settings name; raises `ConfigurationError`."""
+        self._loaded = await load_plugins(self._manager, self._settings)
+
     def start(self) -> None:
-        """Begin, as far as the settings ask for it."""
+        """Begin to watch, as far as the settings ask for it."""
         settings = self._settings
         if settings.reload_s:
             in_folder = None if settings.folder is None else self._in_folder
@@ -100,19 +115,21 @@ class PluginUpkeep:
         else:
             await self._manager.reload_plugin(name)
 
-    async def aclose(self, names: list[str]) -> None:
-        """End, and unload the plugins `names` and what the folder has brought since."""
+    async def aclose(self, drain_s: float = 0) -> None:
+        """End, and unload the plugins that were loaded and what the folder has brought since; their rounds have `drain_s`."""
         self._manager.stop_watching()
         for watching in self._watching:
             watching.cancel()
             with suppress(asyncio.CancelledError):
                 await watching
+        ends = time.monotonic() + drain_s
         folder = self._settings.folder
         files = self._manager.loaded_files()
         came = [name for name, (file, _) in files.items() if folder is not None and folder in file.path.parents]
-        for name in dict.fromkeys((*names, *came)):
-            await self._manager.unregister_plugin(name)
-        await self._manager.retired()
+        for name in dict.fromkeys((*self._loaded, *came)):
+            await self._manager.unregister_plugin(name, max(ends - time.monotonic(), 0))
+        await self._manager.retired(max(ends - time.monotonic(), 0))
+        self._manager.used_by = None
 
     def _in_folder(self) -> list[PluginFile]:
         return folder_files(self._manager, self._settings)

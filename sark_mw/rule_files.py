@@ -15,6 +15,7 @@ from sark_mw.policy.base import PolicyPlugin
 from sark_mw.policy.files import PluginFile, stamp_of
 from sark_mw.policy.loading import built
 from sark_mw.policy.manager import PolicyPluginManager
+from sark_mw.policy.reloading import OvertakenError
 from sark_mw.settings import PluginSettings
 
 _log = logging.getLogger(__name__)
@@ -31,15 +32,20 @@ RULES = {
 def make_rules(manager: PolicyPluginManager, plugin: PluginSettings) -> PolicyPlugin:
     """Make the plugin of what the settings say and its files hold; raises `ConfigurationError`."""
     assert plugin.name is not None
+    read: dict[str, bytes] = {}
     for path in rule_files(plugin):
-        manager.packages.admit(path, PluginFile(path=path).contents())
+        contents = PluginFile(path=path).contents()
+        manager.packages.admit(path, contents)
+        read[path.name] = contents.source
     module, _, class_name = RULES[plugin.name].partition(":")
     try:
         plugin_class = getattr(import_module(module), class_name)
     except ImportError as error:
         hint = f"pip install 'sark-mw[{plugin.name}]'"
         raise ConfigurationError(f"plugin {plugin.name!r} needs more than is installed: {error}; {hint}") from error
-    return built(plugin_class, f"plugin {plugin.name!r}", _held(manager, plugin))
+    # Of what the lock let in: the files may be others by now.
+    options = {**_held(manager, plugin), **({"contents": read} if read else {})}
+    return built(plugin_class, f"plugin {plugin.name!r}", options)
 
 
 def rule_files(plugin: PluginSettings) -> list[Path]:
@@ -64,6 +70,8 @@ class RuleWatch:
         self._manager = manager
         self._plugins = {str(each.options.get("name") or each.name): each for each in plugins if rule_files(each)}
         self._seen = {name: _stamps(each) for name, each in self._plugins.items()}
+        #: One reload at a time, so that the last one has read the files last.
+        self._lock = asyncio.Lock()
 
     def __contains__(self, name: str) -> bool:
         """Tell whether a plugin is made of such files."""
@@ -89,10 +97,21 @@ class RuleWatch:
                 await self.reload(name)
 
     async def reload(self, name: str) -> None:
-        """Make a policy anew of its files; raises `ConfigurationError` where the old one stays."""
+        """Make a policy anew of its files; raises `ConfigurationError` where the old one stays, or none is there."""
+        async with self._lock:
+            await self._reload(name)
+
+    async def _reload(self, name: str) -> None:
+        if self._manager.get_plugin(name) is None:
+            raise ConfigurationError(f"plugin {name!r} is not registered any more")
         try:
             plugin = await asyncio.to_thread(make_rules, self._manager, self._plugins[name])
-            await self._manager.put_plugin(plugin, self._plugins[name].enabled)
+            if self._manager.get_plugin(name) is None:
+                raise OvertakenError(f"plugin {name!r} was removed while its new version was made")
+            await self._manager.put_plugin(plugin)
+        except OvertakenError:
+            self._seen[name] = ()  # perhaps by an older version: the next look takes the files up again
+            raise
         except Exception as error:  # the plugin boundary: engines raise what they like
             self._manager.load_failed(name, error)
             if isinstance(error, ConfigurationError):
@@ -101,5 +120,5 @@ class RuleWatch:
         _log.info("policy plugin %r was loaded anew", name)
 
 
-def _stamps(plugin: PluginSettings) -> tuple[tuple[Path, tuple[int, int]], ...]:
+def _stamps(plugin: PluginSettings) -> tuple[tuple[Path, tuple[int, ...]], ...]:
     return tuple((path, stamp_of(path)) for path in rule_files(plugin))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from decimal import Decimal
 
 from sark_mw.assembly import (
+    check_ledger_lasts,
     lease_options,
     make_estimators,
     make_instrumentation,
@@ -15,11 +16,12 @@ from sark_mw.assembly import (
     make_prometheus,
     make_store,
 )
-from sark_mw.direct import DirectReservation, GivenEstimate, Money, same_request, scope_of_run
+from sark_mw.direct import DirectReservation, GivenEstimate, Money, limit_of_run, same_request, scope_of_run
 from sark_mw.enforcement.admission import Admission
 from sark_mw.enforcement.approvals import StoreApprovals
 from sark_mw.enforcement.budgets import StoreBudgets
 from sark_mw.enforcement.drift import Drift
+from sark_mw.enforcement.ending import end_tasks
 from sark_mw.enforcement.journal import Journal
 from sark_mw.enforcement.leases import LeasePool
 from sark_mw.enforcement.lent import LentStore
@@ -38,19 +40,17 @@ from sark_mw.enforcement.tables import LimitTables, ServerClock
 from sark_mw.enforcement.upkeep import Upkeep, UpkeepOptions
 from sark_mw.enforcement.webhooks import Webhooks
 from sark_mw.enforcer import Enforcer, EnforcerOptions, Invocation
-from sark_mw.errors import ConfigurationError, RefusedError, SarkError, StoreError
+from sark_mw.errors import ConfigurationError, RefusedError, StoreError
 from sark_mw.instrumentation.base import Instrumentation, RequestFinished, RequestOutcome
 from sark_mw.ledger import Flusher
 from sark_mw.ledger.base import Ledger
 from sark_mw.ledger.events import LimitEvent
-from sark_mw.limit import Limit, run_limit
-from sark_mw.money import to_decimal
-from sark_mw.plugin_loading import PluginUpkeep, load_plugins, make_policies, missing_layers, tell_isolation
+from sark_mw.plugin_loading import PluginUpkeep, make_policies, missing_layers, tell_isolation
 from sark_mw.policy.base import PolicyServices
 from sark_mw.policy.manager import PolicyPluginManager
 from sark_mw.pricing.base import CostEstimator, InvocationRequest
 from sark_mw.reservation import new_reservation_id
-from sark_mw.settings import AnySettings, Settings, as_settings
+from sark_mw.settings import AnySettings, as_settings
 from sark_mw.store.base import OutboxEntry
 from sark_mw.store.redis_store import RedisStore
 from sark_mw.wire.base import Refusal
@@ -75,7 +75,7 @@ class Sark:
     ) -> None:
         self.settings = as_settings(settings)
         if store is None and ledger is None:
-            _check_ledger_lasts(self.settings)
+            check_ledger_lasts(self.settings)
         self.estimators = make_estimators(self.settings.pricing, estimators)
         self.prometheus = make_prometheus(self.settings.observe)
         hears = OutcomesInstrumentation()
@@ -113,25 +113,33 @@ class Sark:
         """
         if self._starting is None:
             self._starting = asyncio.ensure_future(self._start())
+        starting = self._starting
         try:
-            await asyncio.shield(self._starting)
-        except SarkError:
-            self._starting = None  # the next call tries again
+            await asyncio.shield(starting)
+        except Exception:
+            if self._starting is starting:
+                self._starting = None  # the next call tries again
             raise
 
     async def _start(self) -> None:
         settings = self.settings
-        self.store = self._given_store or await make_store(settings.store, self.instrumentation)
-        if settings.ledger.migrate:
-            await self.ledger.migrate()
-        self._compose()
-        await self.recovery.rebuild()
-        await self.limits.seed([limit.to_limit() for limit in settings.limits])
-        self._loaded = await load_plugins(self.policies, settings.policy)
-        await self.shared_policies.refresh()
-        tell_isolation(self.policies, self.instrumentation)
-        self.plugins = PluginUpkeep(self.policies, settings.policy)
-        self.plugins.start()
+        async with AsyncExitStack() as undo:  # nothing stays of a start that fails: the next one finds things as this one did
+            self.store = self._given_store or await make_store(settings.store, self.instrumentation)
+            if self._given_store is None:
+                undo.push_async_callback(self.store.aclose)
+            if settings.ledger.migrate:
+                await self.ledger.migrate()
+            self.plugins = PluginUpkeep(self.policies, settings.policy)
+            undo.push_async_callback(self.plugins.aclose)
+            self._compose()
+            undo.push_async_callback(self.shared_policies.aclose)
+            await self.recovery.rebuild()
+            await self.limits.seed([limit.to_limit() for limit in settings.limits])
+            await self.plugins.load()
+            await self.shared_policies.refresh()
+            tell_isolation(self.policies, self.instrumentation)
+            self.plugins.start()
+            undo.pop_all()
         if settings.ledger.flush:
             self._flushing = asyncio.ensure_future(self.flusher.run())
         self.upkeep.start()
@@ -176,7 +184,7 @@ class Sark:
             request_id=new_reservation_id(),
             metadata=metadata,
             asserted=tuple(asserted),
-            extra_limits=(_run_limit(root or settings.root, run_scope, run_budget),) if run_scope else (),
+            extra_limits=(limit_of_run(root or settings.root, run_scope, run_budget),) if run_scope else (),
             obeys=frozenset(obeys),
             idempotency=same_request(root or settings.root, principal, idempotency_key, request) if idempotency_key else None,
         )
@@ -223,7 +231,7 @@ class Sark:
         settings, store = self.settings, self.store
         self.clock = ServerClock()
         self.tables = LimitTables(store, self.clock)
-        self.recovery = Recovery(store, self.ledger, drain=self._drain)
+        self.recovery = Recovery(store, self.ledger, drain=lambda: self.flusher.flush_once())  # noqa: PLW0108  # made below
         self.limits = LimitRegistry(store, self.ledger, tables=self.tables, recovery=self.recovery, on_event=self._tell_of_limit)
         self.journal = Journal(settings.store.journal)
         self.shared_policies = SharedPolicies(self.ledger, self.policies, clock=self.clock, record=self.limits.record)
@@ -314,15 +322,16 @@ class Sark:
     def _tell_of_limit(self, event: LimitEvent) -> None:
         self.instrumentation.limit_event(event.kind, event.unit, event.scope, event.limit_id, event.root, detail_of(event))
 
-    async def _drain(self) -> int:
-        return await self.flusher.flush_once()
-
     async def aclose(self, deadline_s: float = 10.0) -> None:
-        """Settle what is in flight, flush what is in the outbox, close; at most about `deadline_s`."""
+        """Refuse what comes, settle what is in flight, flush what is in the outbox, close; each at most about `deadline_s`."""
         if not self.started:
+            if self._starting is not None:
+                await end_tasks([self._starting])
             await self.ledger.aclose()
             return
         self.started = False
+        ends = asyncio.get_running_loop().time() + deadline_s
+        await self.enforcer.close(deadline_s)
         await self.leases.aclose()
         await self.settler.drain(deadline_s)
         await self.upkeep.aclose()
@@ -334,23 +343,7 @@ class Sark:
         if self._flushing is not None:
             await self.flusher.drain(deadline_s)
             await self._flushing
+        await self.plugins.aclose(max(ends - asyncio.get_running_loop().time(), 1.0))
         await self.shared_policies.aclose()
-        await self.plugins.aclose(self._loaded)
         await self.store.aclose()
         await self.ledger.aclose()
-
-
-def _run_limit(root: str, scope: str, budget: Decimal | int | str | None) -> Limit:
-    return run_limit(root, scope) if budget is None else run_limit(root, scope, to_decimal(budget))
-
-
-def _check_ledger_lasts(settings: Settings) -> None:
-    """Refuse a shared store with a ledger that ends with this process.
-
-    It would take into its memory what all have spent, rebuild a lost store with nothing spent, and hear of no rules.
-    """
-    if not settings.ledger.lasts and not settings.store.url.startswith("memory:"):
-        raise ConfigurationError(
-            "a store that several processes share needs a ledger that outlives them, the same for all of them, also where "
-            "another process flushes it: set ledger.url to sqlite:///sark.db or postgresql://…"
-        )

@@ -125,7 +125,7 @@ def _parsed(text: bytes, model: type[BaseModel]) -> BaseModel:
         json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
     except NamedTwiceError as error:
         raise ProblemError(400, f"The body may mean two things: {error}.") from error
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, ArithmeticError) as error:
         raise ProblemError(400, "The body is no JSON.") from error
     try:
         return model.model_validate(value)

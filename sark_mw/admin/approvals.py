@@ -34,7 +34,8 @@ async def approve(sark: Sark, asked: Asked) -> GrantedAnswer:
     except NotWaitingError as error:
         raise ProblemError(404, str(error), "id") from error
     # Before the token is told: nothing is approved of which nobody can tell who did it.
-    await sark.limits.record(approval_event(granted, actor=asked.actor, reason=body.reason, at_ms=sark.clock.now_ms()))
+    async with sark.approvals.listed_again_on_failure(granted.asked):
+        await sark.limits.record(approval_event(granted, actor=asked.actor, reason=body.reason, at_ms=sark.clock.now_ms()))
     return GrantedAnswer.of(granted)
 
 
@@ -46,7 +47,8 @@ async def turn_down(sark: Sark, asked: Asked) -> TurnedDownAnswer:
     except NotWaitingError as error:
         raise ProblemError(404, str(error), "id") from error
     at_ms = sark.clock.now_ms()
-    await sark.limits.record(refusal_event(refused, actor=asked.actor, reason=asked.query.reason, at_ms=at_ms))
+    async with sark.approvals.listed_again_on_failure(refused):
+        await sark.limits.record(refusal_event(refused, actor=asked.actor, reason=asked.query.reason, at_ms=at_ms))
     return TurnedDownAnswer(turned_down=ApprovalAnswer.of(refused))
 
 

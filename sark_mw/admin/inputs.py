@@ -43,6 +43,7 @@ UnitName = Literal["usd", "requests", "input_tokens", "output_tokens", "tokens",
 Kind = Literal["set", "delete", "top_up", "override", "rollover", "threshold", "release", "repair", "approval", "plugin", "rule"]
 DryRun = Annotated[bool, Field(description="Change nothing; answer what would be changed.")]
 _MAX_OBLIGE = 4000
+_MAX_NUMBER = 2**31
 Most = Annotated[int, Field(ge=1, le=1000, description="How many at most.")]
 
 
@@ -50,7 +51,13 @@ def _plain(value: Any) -> Any:
     """Numbers of a body are exact decimals; those that rules take are whole."""
     if isinstance(value, (list, tuple)):
         return [_plain(each) for each in value]
-    return int(value) if isinstance(value, Decimal) and value == value.to_integral_value() else value
+    # Only then: written out as an integer, 1E+400000 keeps a processor busy for seconds.
+    small = isinstance(value, Decimal) and value.copy_abs() <= _MAX_NUMBER
+    return int(value) if small and value == value.to_integral_value() else value
+
+
+def _is_flat(value: Any) -> bool:
+    return not any(isinstance(each, (list, tuple, dict)) for each in (value if isinstance(value, (list, tuple)) else (value,)))
 
 
 class Input(BaseModel):
@@ -122,6 +129,8 @@ class RuleBody(Input):
 
     @model_validator(mode="after")
     def _is_one_rule(self) -> Self:
+        if not all(_is_flat(each) for each in (self.oblige or {}).values()):
+            raise ValueError("an obligation takes a name or a number, or a list of them")
         if "\0" in f"{self.when}{self.deny}" or len(json.dumps(self.oblige, default=str)) > _MAX_OBLIGE:
             raise ValueError("a rule has no NUL in it, and obliges to a few things at most")
         self.to_rule()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from sark_mw.admin import inputs
 from sark_mw.admin.operation import Asked, Operation
 from sark_mw.admin.problem import ProblemError
 from sark_mw.enforcement.grants import Why
-from sark_mw.enforcement.rules import UnlistedModelError
+from sark_mw.enforcement.rules import UnlistedModelError, readable
 from sark_mw.enforcement.shared_policies import RuleNameError, SharedRule, TooManyRulesError
 from sark_mw.errors import ConfigurationError
 from sark_mw.limit_answers import Answer, instant
@@ -52,16 +53,18 @@ class RuleDoneAnswer(Answer):
     dry_run: bool = False
 
 
-def _answer(sark: Sark, rule: SharedRule) -> RuleAnswer:
+_Listed = Mapping[str, Mapping[str, Any]]
+
+
+def _listed(sark: Sark) -> _Listed:
+    return {each["name"]: each for each in sark.policies.list_plugins()}
+
+
+def _answer(sark: Sark, rule: SharedRule, listed: _Listed | None = None) -> RuleAnswer:
     plugin = sark.shared_policies.plugin_of(rule.name)
-    enabled, last_error = _told(sark, plugin)
+    enabled, last_error = _told(_listed(sark) if listed is None else listed, plugin)
     return RuleAnswer(
         name=rule.name,
-        when=str(rule.said.get("when", "")),
-        deny=rule.said.get("deny"),
-        oblige=rule.said.get("oblige"),
-        priority=rule.said.get("priority", 100),
-        on_error=rule.said.get("on_error", "deny"),
         set_by="admin",
         actor=rule.actor,
         reason=rule.reason,
@@ -69,21 +72,20 @@ def _answer(sark: Sark, rule: SharedRule) -> RuleAnswer:
         plugin=plugin,
         enabled=enabled,
         last_error=last_error,
+        **readable(rule.said),
     )
 
 
-def _told(sark: Sark, plugin: str) -> tuple[bool, str]:
-    for each in sark.policies.list_plugins():
-        if each["name"] == plugin:
-            return each["enabled"], each.get("last_error", "")
-    return False, ""
+def _told(listed: _Listed, plugin: str) -> tuple[bool, str]:
+    each = listed.get(plugin, {})
+    return each.get("enabled", False), each.get("last_error", "")
 
 
-def _of_settings(sark: Sark) -> list[RuleAnswer]:
+def _of_settings(sark: Sark, listed: _Listed) -> list[RuleAnswer]:
     found = []
     for at, rule in enumerate(sark.settings.policy.rules, 1):
         name = rule_name(rule, at)
-        enabled, last_error = _told(sark, name)
+        enabled, last_error = _told(listed, name)
         said = rule.model_dump(include={"when", "deny", "oblige", "priority", "on_error"})
         found.append(
             RuleAnswer(
@@ -104,7 +106,9 @@ def _of_settings(sark: Sark) -> list[RuleAnswer]:
 async def list_rules(sark: Sark, asked: Asked) -> RulesAnswer:
     """List the rules."""
     await sark.shared_policies.refresh()
-    return RulesAnswer(rules=(*_of_settings(sark), *(_answer(sark, rule) for rule in sark.shared_policies.rules)))
+    listed = _listed(sark)  # once: each listing sorts and describes all plugins
+    set_here = (_answer(sark, rule, listed) for rule in sark.shared_policies.rules)
+    return RulesAnswer(rules=(*_of_settings(sark, listed), *set_here))
 
 
 async def put_rule(sark: Sark, asked: Asked) -> RuleDoneAnswer:

@@ -61,7 +61,8 @@ def approve(
     async def grant(approvals: StoreApprovals, parts: Parts) -> Granted:
         granted = await approvals.grant(root, approval_id, valid_s=valid_s, amount_nanos=nanos)
         at_ms = parts.tables.clock.now_ms()
-        await parts.limits.record(approval_event(granted, actor=actor or os_user(), reason=reason, at_ms=at_ms))
+        async with approvals.listed_again_on_failure(granted.asked):
+            await parts.limits.record(approval_event(granted, actor=actor or os_user(), reason=reason, at_ms=at_ms))
         return granted
 
     granted = _run(config, root, grant, writes=True)
@@ -80,7 +81,8 @@ def turn_down(
     async def drop(approvals: StoreApprovals, parts: Parts) -> ApprovalRequest:
         refused = await approvals.turn_down(root, approval_id)
         at_ms = parts.tables.clock.now_ms()
-        await parts.limits.record(refusal_event(refused, actor=actor or os_user(), reason=reason, at_ms=at_ms))
+        async with approvals.listed_again_on_failure(refused):
+            await parts.limits.record(refusal_event(refused, actor=actor or os_user(), reason=reason, at_ms=at_ms))
         return refused
 
     say(f"{_run(config, root, drop, writes=True).principal_id} waits no more for {approval_id}")

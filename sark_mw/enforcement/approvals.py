@@ -11,13 +11,14 @@ import hmac
 import json
 import secrets
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from hashlib import blake2b
 from typing import Any, Protocol, runtime_checkable
 
 from sark_mw.enforcement.tables import ServerClock
-from sark_mw.errors import ConfigurationError
+from sark_mw.errors import ConfigurationError, StoreError
 from sark_mw.ledger.events import EventKind, LimitEvent
 from sark_mw.limit import Unit
 from sark_mw.policy.approvals import Approval, ApprovalRequest
@@ -42,6 +43,7 @@ class NotWaitingError(ConfigurationError):
 class Granted:
     """What an administrator granted, and the token that says so."""
 
+    asked: ApprovalRequest
     approval: Approval
     token: str
 
@@ -81,7 +83,7 @@ class StoreApprovals:
             until_ms=now + WAITS_MS,
             **{name: text[:_MAX_CHARS] for name, text in about.items()},
         )
-        await self._keeper().put_approval(root, _place(asked), json.dumps(asdict(asked), separators=(",", ":")), WAITS_MS)
+        await self._list(asked, WAITS_MS)
         return asked
 
     async def waiting(self, root: str) -> list[ApprovalRequest]:
@@ -110,7 +112,7 @@ class StoreApprovals:
             epoch=epoch,
         )
         said = _encoded(json.dumps(asdict(approval), separators=(",", ":")).encode())
-        return Granted(approval=approval, token=f"{said}.{self._signature(said)}")
+        return Granted(asked=asked, approval=approval, token=f"{said}.{self._signature(said)}")
 
     async def turn_down(self, root: str, approval_id: str) -> ApprovalRequest:
         """Take a request off the list; raises `NotWaitingError`."""
@@ -118,6 +120,22 @@ class StoreApprovals:
         if asked is None or not await self._keeper().drop_approvals(root, [_place(asked)]):
             raise NotWaitingError(f"no request {approval_id!r} of root {root!r} waits for an approval")
         return asked
+
+    @asynccontextmanager
+    async def listed_again_on_failure(self, asked: ApprovalRequest) -> AsyncIterator[None]:
+        """Record an answer in here: where that fails the request waits as before, and can be answered again."""
+        try:
+            yield
+        except BaseException:
+            left_ms = asked.until_ms - self._clock.now_ms()
+            if left_ms > 0:
+                with suppress(StoreError):  # away as well: what failed first is told
+                    await self._list(asked, left_ms)
+            raise
+
+    async def _list(self, asked: ApprovalRequest, left_ms: int) -> None:
+        text = json.dumps(asdict(asked), separators=(",", ":"))
+        await self._keeper().put_approval(asked.root, _place(asked), text, left_ms)
 
     def read(self, token: str) -> Approval | None:
         """Return what a token allows; None for one that is forged or whose time is over."""

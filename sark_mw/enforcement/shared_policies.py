@@ -28,8 +28,8 @@ from sark_mw.settings_policy import RuleSettings
 
 _log = logging.getLogger(__name__)
 
-#: Rules that administrators may set.
-MAX_RULES = 1000
+#: Rules that administrators may set: every request is put to each of them, and each takes some microseconds.
+MAX_RULES = 200
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _PAGE = 1000
 _TAKEN = "@admin"
@@ -78,18 +78,22 @@ class _State:
             try:
                 detail = json.loads(recorded.event.detail_json)
                 self._take(recorded.event, detail)
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 _log.error("the policy event %s says nothing that is known here: %s", recorded.event.event_id, error)
 
     def _take(self, event: LimitEvent, detail: Mapping[str, Any]) -> None:
         if event.kind == EventKind.RULE:
-            name, said = str(detail["rule"]), detail["set"]
+            name, said = detail["rule"], detail["set"]
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"no rule is called {name!r}")
             if said is None:
                 self.rules.pop(name, None)
             else:
-                self.rules[name] = SharedRule(
-                    name=name, said=dict(said), actor=event.actor, reason=event.reason, at_ms=event.at_ms
-                )
+                # What is no rule at all is one that cannot be used.
+                made_of = said if isinstance(said, dict) else {}
+                self.rules[name] = SharedRule(name=name, said=made_of, actor=event.actor, reason=event.reason, at_ms=event.at_ms)
+        elif "process" in detail:
+            pass  # of one process and until its end, as earlier versions switched
         elif detail["action"] in ("enable", "disable"):
             self.switches[str(detail["plugin"])] = detail["action"] == "enable"
         elif detail["action"] == "reset":
@@ -227,6 +231,8 @@ class SharedPolicies:
         for gone in self._registered.keys() - state.rules.keys():
             name, _ = self._registered.pop(gone)
             await self._manager.unregister_plugin(name)
+        # One that was dropped and set again may still be the same here: everywhere they are asked in the order of the events.
+        self._manager.order_plugins(self._registered[rule][0] for rule in state.rules)
         _log.info("policies are as administrators decided, up to event %d: %d rules", state.seq, len(state.rules))
 
     async def _put(self, rule: SharedRule, name: str) -> None:

@@ -30,6 +30,7 @@ from sark_mw.policy.cel_bounds import MAX_EXPRESSION, CostlyRuleError, check_bou
 from sark_mw.policy.cel_tree import Node, Tree, path_of, read_tree
 from sark_mw.policy.cel_values import BUDGET_FIELDS, FROM_LIMITS, VARIABLES, CurrentFigures, values_for
 from sark_mw.policy.document import figures_for
+from sark_mw.policy.judging import MAX_OBLIGATIONS, wrong_with
 from sark_mw.policy.unsendable import UnsendableRequestError, denial
 
 MAX_RULES = 1000
@@ -150,7 +151,7 @@ def _rule(given: Mapping[str, Any] | Rule, plugin: str, at: int) -> Rule:
     when, deny, oblige = given.get("when"), given.get("deny"), given.get("oblige")
     if not isinstance(when, str) or not when.strip():
         raise ConfigurationError(f"rule {name!r} needs `when`, an expression")
-    if (deny is None) == (oblige is None):
+    if (deny is None) == (not oblige):
         raise ConfigurationError(f"rule {name!r} has either `deny`, a reason, or `oblige`")
     if deny is not None and (not isinstance(deny, str) or not deny):
         raise ConfigurationError(f"rule {name!r}: `deny` is the reason, in words")
@@ -165,14 +166,17 @@ def obligations_of(oblige: object, what: str) -> tuple[Obligation, ...]:
     for kind, value in oblige.items():
         if kind not in tuple(ObligationKind):
             raise ConfigurationError(f"{what}: no obligation {kind!r} is known: one of {', '.join(ObligationKind)}")
-        number = kind == ObligationKind.CAP_OUTPUT_TOKENS
-        for each in value if isinstance(value, (list, tuple)) else (value,):
-            fits = type(each) is int and each > 0 if number else isinstance(each, str) and each != ""
-            if not fits:
-                raise ConfigurationError(f"{what}: {kind} takes a {'whole number from 1' if number else 'name'}, not {each!r}")
+        values = value if isinstance(value, (list, tuple)) else (value,)
+        if not values:
+            raise ConfigurationError(f"{what}: {kind} obliges to nothing")
+        for each in values:
+            if wrong := wrong_with(kind, each):
+                raise ConfigurationError(f"{what}: {wrong}, not {each!r:.100}")
             if kind == ObligationKind.REQUIRE_SCOPE and not all(each.partition(":")[::2]):
                 raise ConfigurationError(f"{what}: {kind} takes a scope, kind:name, not {each!r}")
             made.append(Obligation(kind, each))
+    if len(made) > MAX_OBLIGATIONS:
+        raise ConfigurationError(f"{what}: a rule obliges to {MAX_OBLIGATIONS} things at most, not {len(made)}")
     return tuple(made)
 
 

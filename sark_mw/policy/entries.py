@@ -34,6 +34,8 @@ class Entry:
     digest: str = ""
     manifest: Manifest | None = None
     loaded: bool = False
+    #: Among those of its priority; equal places are in the order of registration.
+    place: int = 0
     failures: int = 0
     abandoned: int = 0
     last_error: str = ""
@@ -57,9 +59,9 @@ class Chain:
 
 
 def chain_of(entries: Iterable[Entry]) -> Chain:
-    """Put the plugins in order: by priority, equal ones as they were registered."""
+    """Put the plugins in order: by priority and place, equal ones as they were registered."""
     # Python's sort is stable and dicts keep their order.
-    ordered = tuple(sorted(entries, key=lambda entry: entry.priority))
+    ordered = tuple(sorted(entries, key=lambda entry: (entry.priority, entry.place)))
     tracked = tuple(entry for entry in ordered if entry.tracked)
     plain = not tracked and not any(entry.concurrent for entry in ordered)
     asks = any(entry.lens is not None and "limits" in entry.lens.environment.named for entry in ordered)

@@ -48,7 +48,7 @@ class PluginFile:
         """What must be gone for the plugin to be gone: its package's folder, whatever the files in it are called, or its file."""
         return self.package or self.path
 
-    def stamp(self) -> tuple[tuple[int, int], ...]:
+    def stamp(self) -> tuple[tuple[int, ...], ...]:
         """Tell, at little cost, whether the files may have changed; a missing one has no stamp."""
         lock = None if self.packages is None or self.packages.lock is None else self.packages.lock.path
         paths = (self.path, self.path.with_name(MANIFEST_NAME), self.options_path, lock)
@@ -148,13 +148,14 @@ def _read(path: Path) -> bytes:
         raise ConfigurationError(f"cannot read the plugin file {path}: {error.strerror or error}") from error
 
 
-def stamp_of(path: Path) -> tuple[int, int]:
+def stamp_of(path: Path) -> tuple[int, ...]:
     """Tell, at little cost, whether a file may have changed."""
     try:
         found = path.stat()
     except OSError:
         return (0, -1)
-    return (found.st_mtime_ns, found.st_size)
+    # Which file it is, too: of releases with fixed times another one of the same size may be behind a link by now.
+    return (found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev)
 
 
 def _options(text: bytes, path: Path | None) -> dict[str, Any]:

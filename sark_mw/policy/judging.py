@@ -100,15 +100,20 @@ def _obligations(given: object, models: AbstractSet[str]) -> tuple[Obligation, .
 def _obligation(given: object, models: AbstractSet[str]) -> Obligation:
     if not isinstance(given, Obligation):
         raise PolicyEvaluationError(f"an obligation is an Obligation, not {type(given).__name__}")
-    kind, value = given.kind, given.value
-    if kind not in tuple(ObligationKind):
-        raise PolicyEvaluationError(f"no obligation of kind {str(kind)[:40]!r} is known: one of {', '.join(ObligationKind)}")
-    if kind == ObligationKind.CAP_OUTPUT_TOKENS:
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MAX_TOKENS:
-            raise PolicyEvaluationError("cap_output_tokens takes a whole number from 1")
-        return given
-    if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME_CHARS or not value.isprintable():
-        raise PolicyEvaluationError(f"{kind} takes a name of 1 to {MAX_NAME_CHARS} printable characters")
-    if kind == ObligationKind.USE_MODEL and value not in models:
-        raise PolicyEvaluationError(f"model {value!r} is none of those that policy.obligation_models allows")
+    if wrong := wrong_with(given.kind, given.value):
+        raise PolicyEvaluationError(wrong)
+    if given.kind == ObligationKind.USE_MODEL and given.value not in models:
+        raise PolicyEvaluationError(f"model {given.value!r} is none of those that policy.obligation_models allows")
     return given
+
+
+def wrong_with(kind: object, value: object) -> str:
+    """Say why this cannot be an obligation, whichever models there are; empty if it can."""
+    if kind not in tuple(ObligationKind):
+        return f"no obligation of kind {str(kind)[:40]!r} is known: one of {', '.join(ObligationKind)}"
+    if kind == ObligationKind.CAP_OUTPUT_TOKENS:
+        fits = type(value) is int and 1 <= value <= _MAX_TOKENS
+        return "" if fits else f"cap_output_tokens takes a whole number from 1 to {_MAX_TOKENS}"
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME_CHARS or not value.isprintable():
+        return f"{kind} takes a name of 1 to {MAX_NAME_CHARS} printable characters"
+    return ""

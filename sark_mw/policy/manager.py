@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import ReferenceType
 
 from sark_mw.errors import ConfigurationError
 from sark_mw.policy.asking import Round, ask
@@ -19,7 +20,7 @@ from sark_mw.policy.files import PluginFile
 from sark_mw.policy.loading import forget_module
 from sark_mw.policy.packages import Lock, Packages
 from sark_mw.policy.reloading import NameTakenError, OvertakenError
-from sark_mw.policy.renewing import renewed, retire
+from sark_mw.policy.renewing import DRAIN_S, Retiring, renewed, retire
 from sark_mw.policy.told import Told
 from sark_mw.policy.watchdog import Watchdog
 
@@ -59,8 +60,10 @@ class PolicyPluginManager:
         self._told = Told(observer)
         self._services = services or PolicyServices()
         self._lock = threading.Lock()
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring = Retiring()
         self._watchdog: Watchdog | None = None
+        #: Whoever lends it services and switches its plugins; one at a time.
+        self.used_by: ReferenceType[object] | None = None
 
     @property
     def active(self) -> bool:
@@ -73,8 +76,9 @@ class PolicyPluginManager:
         return self._chain.needs_limits
 
     def observe(self, observer: PolicyObserver) -> None:
-        """Tell `observer` of every decision from now on."""
-        self._told.observers = (*self._told.observers, observer)
+        """Tell `observer` of every decision from now on, once."""
+        if not any(each is observer for each in self._told.observers):
+            self._told.observers = (*self._told.observers, observer)
 
     def bind(self, services: PolicyServices) -> None:
         """Lend `services` to every plugin, those that are registered later included."""
@@ -92,13 +96,13 @@ class PolicyPluginManager:
         """
         await self._register(entry_of(plugin, enabled))
 
-    async def unregister_plugin(self, name: str) -> None:
-        """Remove a plugin; an unknown name is nothing, a failing `on_unload` is logged."""
+    async def unregister_plugin(self, name: str, drain_s: float = DRAIN_S) -> None:
+        """Remove a plugin, its rounds have `drain_s`; an unknown name is nothing, a failing `on_unload` is logged."""
         entry = self._entries.get(name)
         if entry is None or not entry.loaded:
             return
         self._drop(entry)
-        await retire(entry)
+        await retire(entry, drain_s)
         if entry.file is not None:
             self._told.life("plugin_loaded", name, "unloaded")
 
@@ -168,24 +172,16 @@ class PolicyPluginManager:
             if isinstance(error, ConfigurationError):
                 raise
             raise ConfigurationError(f"plugin {name!r}: {type(error).__name__}: {error}") from error
-        with self._lock:
-            current = self._entries.get(name) is old
-            if current:
-                new.enabled, new.by_default, new.loaded = old.enabled, old.by_default, True
-                self._entries[name] = new
-        if not current:
-            await retire(new)
-            raise OvertakenError(f"plugin {name!r} was replaced or removed while its new version was loaded")
-        self._order()
-        self._retire_later(old)
+        await self._swap(old, new)
         logger.info("policy plugin %r was loaded anew: version %s", name, new.version)
         self._told.life("plugin_loaded", name, "reloaded")
 
     async def put_plugin(self, plugin: PolicyPlugin, enabled: bool = True) -> None:
         """Register a plugin, in one step in the place of one of its name that came as an object too.
 
-        Every round of decisions asks the old one or the new one; a new one that does not load leaves the old one in place. Raises
-        what `register_plugin` raises, and `ValueError` where the name is that of a plugin from a file.
+        Every round of decisions asks the old one or the new one; a new one that does not load leaves the old one in place, and is
+        asked or not as that was: `enabled` is for one that is new. Raises what `register_plugin` raises, `ValueError` where the
+        name is that of a plugin from a file, `OvertakenError` where the old one was replaced or removed meanwhile.
         """
         old = self._entries.get(plugin.name)
         if old is None:
@@ -196,21 +192,11 @@ class PolicyPluginManager:
         new = entry_of(plugin, enabled)
         plugin.bind(self._services)
         await plugin.on_load()
-        with self._lock:
-            current = self._entries.get(new.name) is old
-            if current:
-                new.enabled, new.loaded = self._switches.get(new.name, enabled), True
-                self._entries[new.name] = new
-        if not current:
-            await retire(new)
-            raise NameTakenError(new.name)
-        self._order()
-        self._retire_later(old)
+        await self._swap(old, new)
 
-    async def retired(self) -> None:
-        """Wait until every version that was replaced is unloaded."""
-        while self._retiring:
-            await asyncio.wait(set(self._retiring))
+    async def retired(self, drain_s: float = DRAIN_S) -> None:
+        """Wait until every version that was replaced is unloaded; their rounds have at most `drain_s` from now on."""
+        await self._retiring.ended(drain_s)
 
     def load_failed(self, name: str, error: BaseException) -> None:
         """Note that a file could not be loaded: in the log, with the observers, and in `list_plugins` of what stays."""
@@ -246,6 +232,13 @@ class PolicyPluginManager:
             entry = self._entries.get(name)
             if entry is not None:
                 entry.enabled = switches.get(name, entry.by_default)
+        self._order()
+
+    def order_plugins(self, names: Iterable[str]) -> None:
+        """Ask these after all others of their priority, and in this order, however they were registered."""
+        for place, name in enumerate(names, 1):
+            if (entry := self._entries.get(name)) is not None:
+                entry.place = place
         self._order()
 
     def asked_by_default(self, name: str) -> bool:
@@ -327,10 +320,18 @@ class PolicyPluginManager:
         entry.loaded = True
         self._order()
 
-    def _retire_later(self, entry: Entry) -> None:
-        retiring = asyncio.ensure_future(retire(entry))
-        self._retiring.add(retiring)
-        retiring.add_done_callback(self._retiring.discard)
+    async def _swap(self, old: Entry, new: Entry) -> None:
+        """Put a loaded version in the place of another, in one step."""
+        with self._lock:
+            current = self._entries.get(old.name) is old
+            if current:
+                new.enabled, new.by_default, new.place, new.loaded = old.enabled, old.by_default, old.place, True
+                self._entries[old.name] = new
+        if not current:
+            await retire(new)
+            raise OvertakenError(f"plugin {old.name!r} was replaced or removed while its new version was loaded")
+        self._order()
+        self._retiring.begin(old)
 
     def _switch(self, name: str, *, on: bool) -> None:
         entry = self._entries.get(name)

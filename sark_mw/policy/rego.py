@@ -19,8 +19,9 @@ _MAX_BODY = 1 << 20
 class RegoPlugin(EnginePlugin):
     """Judge by a Rego policy: `query` gives `true`, `false` or an object with `allow`, `reason`, `obligations`, `metadata`.
 
-    An undefined result denies. `source` or `path` (a file, or a folder whose *.rego files belong together); `data` is the base
-    document. `prompts` names the arguments with prompts that are sent along, `limits` sends where the limits stand.
+    An undefined result denies. `source` or `path` (a file, or a folder whose *.rego files belong together; `contents` by name
+    where they were read already); `data` is the base document. `prompts` names the arguments with prompts that are sent along,
+    `limits` sends where the limits stand.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class RegoPlugin(EnginePlugin):
         path: Path | str | None = None,
         query: str = "data.sark.decision",
         *,
+        contents: Mapping[str, bytes] | None = None,
         data: Mapping[str, Any] | None = None,
         name: str = "rego",
         priority: int = 100,
@@ -42,7 +44,7 @@ class RegoPlugin(EnginePlugin):
     ) -> None:
         options = EngineOptions(deadline_s=deadline_s, memory_bytes=memory_bytes, workers=workers, hardening=hardening)
         super().__init__(name=name, priority=priority, on_error=on_error, prompts=prompts, limits=limits, options=options)
-        self._modules = _modules(name, source, path)
+        self._modules = _modules(name, source, path, contents)
         check_modules(name, self._modules)
         if not query.startswith("data."):
             raise ConfigurationError(f"{name}: the query names a rule, as data.sark.decision does, not {query!r}")
@@ -68,19 +70,27 @@ class RegoPlugin(EnginePlugin):
         return EngineProcesses(self._name, ("rego", "regopy"), {"query": self._query}, body, self._options)
 
 
-def _modules(name: str, source: str | None, path: Path | str | None) -> dict[str, str]:
+def _modules(
+    name: str, source: str | None, path: Path | str | None, contents: Mapping[str, bytes] | None = None
+) -> dict[str, str]:
     if (source is None) == (path is None):
         raise ConfigurationError(f"{name}: a Rego policy has either a source or a path")
     if source is not None:
         return {"policy.rego": source}
     assert path is not None
     where = Path(path)
-    tests = [each for each in sorted(where.glob("*.rego")) if not each.stem.endswith("_test")]
-    files = tests if where.is_dir() else [where]
+    in_folder = where.is_dir()
     try:
-        found = {file.name: file.read_text("utf-8") for file in files}
+        if contents is None:
+            contents = {file.name: file.read_bytes() for file in (sorted(where.glob("*.rego")) if in_folder else [where])}
+        named = {file: text for file, text in contents.items() if not (in_folder and Path(file).stem.endswith("_test"))}
+        found = {file: _one_newline(text.decode("utf-8")) for file, text in named.items()}
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{name}: {error}") from error
     if not found:
         raise ConfigurationError(f"{name}: there is no .rego file in {where}")
     return found
+
+
+def _one_newline(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -39,11 +39,11 @@ async def renewed(old: Entry, file: PluginFile, services: PolicyServices) -> Ent
     return new
 
 
-async def retire(entry: Entry) -> None:
-    """Unload a plugin that is in no chain any more, once the rounds are over that began with it."""
+async def retire(entry: Entry, drain_s: float = DRAIN_S) -> None:
+    """Unload a plugin that is in no chain any more, once the rounds are over that began with it, or `drain_s`."""
     try:
         if entry.rounds:
-            await drained(entry, DRAIN_S)
+            await drained(entry, drain_s)
     finally:
         try:
             await entry.plugin.on_unload()
@@ -51,6 +51,28 @@ async def retire(entry: Entry) -> None:
             logger.exception("policy plugin %r failed to unload; it is gone all the same", entry.name)
         finally:
             forget_module(type(entry.plugin))
+
+
+class Retiring:
+    """Versions that were replaced, each unloaded in a task of its own."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self, entry: Entry) -> None:
+        """Let a version go."""
+        task = asyncio.ensure_future(retire(entry))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def ended(self, drain_s: float) -> None:
+        """Wait until all are unloaded; whose rounds are not over after `drain_s` is unloaded all the same."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=drain_s)
+        for task in self._tasks:
+            task.cancel()  # it unloads at its end
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
 
 
 async def drained(entry: Entry, seconds: float = DRAIN_S) -> None:

@@ -7,7 +7,7 @@ for no decision, which denies. It imports nothing; with `wasi` what WASI preview
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -23,15 +23,16 @@ _PAGE = 65_536
 class WasmPlugin(EnginePlugin):
     """Judge by a guest from a file, `.wasm` or, as text, `.wat`; the answer is read as that of a Rego policy is.
 
-    `fuel` is about the number of instructions that one decision may take, `memory_bytes` the most that its memory may grow to.
-    The guest is held by the engine already, so this works where the kernel has no layers to add: with a warning, unless
-    `hardening` is `require`.
+    `contents` is what the file holds, by its name, where it was read already. `fuel` is about the number of instructions that
+    one decision may take, `memory_bytes` the most that its memory may grow to. The guest is held by the engine already, so this
+    works where the kernel has no layers to add: with a warning, unless `hardening` is `require`.
     """
 
     def __init__(
         self,
         path: Path | str,
         *,
+        contents: Mapping[str, bytes] | None = None,
         fuel: int = 10_000_000,
         memory_bytes: int = 16 << 20,
         wasi: bool = False,
@@ -59,7 +60,7 @@ class WasmPlugin(EnginePlugin):
             "text": Path(path).suffix == ".wat",
         }
         try:
-            self._body = Path(path).read_bytes()
+            self._body = Path(path).read_bytes() if contents is None else contents[Path(path).name]
         except OSError as error:
             raise ConfigurationError(f"{name}: {error}") from error
         if len(self._body) > _MAX_MODULE:

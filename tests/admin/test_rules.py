@@ -9,12 +9,25 @@ from uuid import uuid4
 
 import pytest
 
+from sark_mw.enforcement.grants import Why
+from sark_mw.ledger.events import EventKind
 from tests.admin.conftest import Admin, MakeAdmin
 from tests.enforcement.whole import until
 
 RULE = {"when": 'request.model.startsWith("gpt-4") && request.estimated_usd > 1.0', "deny": "use the small model"}
 BODY = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1_000_000}
 CHAT = {"headers": {"content-type": "application/json", "authorization": "Bearer sk-1"}, "content": json.dumps(BODY)}
+
+
+def nested(levels: int) -> Any:
+    """Make lists in lists."""
+    value: Any = "tag:a"
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+JSON = {"content-type": "application/json"}
 
 
 async def refusal(admin: Admin) -> str:
@@ -98,6 +111,10 @@ async def _judged(admin: Admin) -> Any:
         ({"when": "true", "oblige": {"add_tag": ["x" * 5000]}}, None, "a few things"),
         ({"when": "true", "oblige": {"cap_output_tokens": "many"}}, "oblige", "whole number"),
         ({"when": "true", "oblige": {"cap_output_tokens": 0.5}}, "oblige", "whole number"),
+        ({"when": "true", "oblige": {"cap_output_tokens": 5_000_000_000}}, "oblige", "whole number"),
+        ({"when": "true", "oblige": {"use_model": []}}, "oblige", "nothing"),
+        ({"when": "true", "oblige": {"add_tag": [["tag:a"]]}}, None, "a list of them"),
+        ({"when": "true", "oblige": {"add_tag": nested(500)}}, None, "a list of them"),
         ({"when": "true", "oblige": {"use_model": "gpt-9"}}, "oblige", "obligation_models"),
         ({"when": "true", "oblige": {"explode": 1}}, "oblige.explode.[key]", ""),
         ({"when": "true", "deny": "no", "priority": 1.5}, "priority", ""),
@@ -113,6 +130,12 @@ async def test_what_cannot_be_a_rule_is_refused_with_the_field(admin: Admin, bod
     assert (await admin.ask("GET", "/events", params={"kind": "rule"}))["events"] == []
 
 
+@pytest.mark.parametrize("number", ["1E+400000", "-1E+400000", "1E-400000", "1E+9999999999999999999999", "0.5"])
+async def test_a_number_that_is_short_to_write_and_long_to_reckon_with_is_refused(admin: Admin, number: str) -> None:
+    body = f'{{"when": "true", "oblige": {{"cap_output_tokens": {number}}}}}'
+    await admin.ask("PUT", "/rules/some", content=body, headers=JSON, status=400 if len(number) > 20 else 422)
+
+
 async def test_a_name_that_cannot_be_or_is_taken_is_refused(make: MakeAdmin, tmp_path: Path) -> None:
     rules = [{"name": "night", **RULE}, RULE]
     admin = await make(budget=None, policy={"rules": rules, "plugins": [{"name": "allow_list"}]})
@@ -126,6 +149,31 @@ async def test_a_name_that_cannot_be_or_is_taken_is_refused(make: MakeAdmin, tmp
         ("night", "settings", True),
         ("rule-2", "settings", True),
     ]
+
+
+async def test_all_rules_are_told_of_with_one_listing_of_the_plugins(admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        await admin.ask("PUT", f"/rules/r{number}", json=RULE)
+    listed, listings = admin.sark.policies.list_plugins, 0
+
+    def counting() -> list[dict[str, Any]]:
+        nonlocal listings
+        listings += 1
+        return listed()
+
+    monkeypatch.setattr(admin.sark.policies, "list_plugins", counting)
+    assert len((await admin.ask("GET", "/rules"))["rules"]) == 3
+    assert listings == 1
+
+
+async def test_there_are_only_so_many_rules(admin: Admin) -> None:
+    shared, why = admin.sark.shared_policies, Why()
+    events = [shared._event(EventKind.RULE, {"rule": f"r{n}", "set": RULE}, why) for n in range(200)]
+    await admin.sark.ledger.record_new(events)
+    await admin.ask("PUT", "/rules/another", json=RULE, status=409)
+    await admin.ask("PUT", "/rules/r7", json=RULE)
+    await admin.ask("DELETE", "/rules/r8")
+    await admin.ask("PUT", "/rules/another", json=RULE)
 
 
 async def test_a_dry_run_sets_nothing(admin: Admin) -> None:

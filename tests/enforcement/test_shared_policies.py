@@ -122,6 +122,24 @@ async def test_a_dropped_rule_is_gone_everywhere_and_its_switch_stays(process: M
     assert await reasons(mine) == ["too dear"]
 
 
+async def test_rules_of_one_priority_are_asked_in_one_order_in_every_process(process: MakeProcess) -> None:
+    (here, mine), (there, theirs) = await process(), await process()
+    for name in ("a", "b", "c"):
+        await here.set_rule(name, DEAR.model_copy(update={"deny": f"by {name}"}), WHY)
+    await there.refresh()
+    # Dropped and set again, between two looks of the other: to that one it is the rule that it has.
+    await here.drop_rule("a", WHY)
+    await here.set_rule("a", DEAR.model_copy(update={"deny": "by a"}), WHY)
+    await there.refresh()
+    late, newest = await process()
+    await late.refresh()
+    for manager in (mine, theirs, newest):
+        assert [each["name"] for each in manager.list_plugins()] == ["resident", "b", "c", "a"]
+        assert await reasons(manager) == ["by b"]
+    await there.set_rule("b", DEAR.model_copy(update={"deny": "still by b"}), WHY)
+    assert await reasons(theirs) == ["still by b"]
+
+
 async def test_many_who_decide_at_once_end_up_with_the_same(process: MakeProcess) -> None:
     processes = [await process() for _ in range(3)]
     await asyncio.gather(
@@ -151,6 +169,17 @@ async def test_a_plugin_is_switched_by_name_for_good_also_where_it_comes_later(p
     await here.refresh()
     assert [each.plugin_name for each in await decide(theirs)] == ["resident", "comes-later"]
     assert [each.plugin_name for each in await decide(mine)] == ["resident"]
+
+
+async def test_what_an_earlier_version_switched_in_one_process_is_not_switched_in_all(process: MakeProcess) -> None:
+    here, manager = await process()
+    await here._record(here._event(EventKind.PLUGIN, {"plugin": "resident", "action": "disable", "process": 4711}, WHY))
+    await here.refresh()
+    assert [each.plugin_name for each in await decide(manager)] == ["resident"] and not here.switches
+    await here.switch("resident", "disable", WHY)
+    await here._record(here._event(EventKind.PLUGIN, {"plugin": "resident", "action": "enable", "process": 4711}, WHY))
+    await here.refresh()
+    assert await decide(manager) == []
 
 
 async def test_a_reset_plugin_is_asked_as_it_was_registered(process: MakeProcess) -> None:

@@ -14,6 +14,7 @@ import pytest
 from plugins.approval import ApprovalPlugin
 from sark_mw import ConfigurationError, PolicyContext, PolicyDecision, PolicyPluginManager
 from sark_mw._fake_provider import FakeProvider
+from sark_mw.errors import LedgerUnavailableError
 from tests.asgi.driving import CHAT, LONG, Answer, Gateway, gateway_for, settings_for
 from tests.cli.running import printed, sark
 from tests.policy.samples import Sample, a_context
@@ -187,6 +188,26 @@ async def test_one_of_several_administrators_answers_and_a_refused_request_is_li
     assert (newest["reason"], newest["actor"], newest["detail"]["refused"]) == ("too dear", "admin", True)
     await office.admin("DELETE", path, status=404)
     await office.admin("POST", path, {}, status=404)
+
+
+@pytest.mark.parametrize("method", ["POST", "DELETE"])
+async def test_an_answer_that_cannot_be_recorded_is_none_and_can_be_given_again(
+    office: Office, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    approval_id = await office.denied()
+    before, body = await office.waiting(), {} if method == "POST" else None
+
+    async def away(*_: Any) -> Any:
+        raise LedgerUnavailableError("away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(office.gateway.sark.ledger, "record_new", away)
+        await office.admin(method, f"/approvals/{approval_id}", body, status=503)
+    assert await office.waiting() == before
+    await office.admin(method, f"/approvals/{approval_id}", body)
+    assert await office.waiting() == []
+    events = (await office.admin("GET", "/events", query=b"kind=approval"))["events"]
+    assert [each["detail"]["approval_id"] for each in events] == [approval_id]
 
 
 async def test_what_the_budget_or_a_later_plugin_refuses_does_not_use_the_token_up(make: MakeOffice) -> None:

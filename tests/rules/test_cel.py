@@ -170,7 +170,16 @@ def test_a_mistake_is_told_at_the_start_with_the_rule_and_the_place(when: str, t
         ({"when": "true", "oblige": {"explode": 1}}, "no obligation 'explode'"),
         ({"when": "true", "oblige": {"cap_output_tokens": "many"}}, "whole number"),
         ({"when": "true", "oblige": {"cap_output_tokens": True}}, "whole number"),
+        ({"when": "true", "oblige": {"cap_output_tokens": 2**31 + 1}}, "from 1 to 2147483648, not 2147483649"),
         ({"when": "true", "oblige": {"add_tag": ""}}, "takes a name"),
+        ({"when": "true", "oblige": {"add_tag": "tag:" + "x" * 197}}, "1 to 200 printable"),
+        ({"when": "true", "oblige": {"add_tag": ["tag:a", "tag:a\nb"]}}, "printable"),
+        ({"when": "true", "oblige": {"add_tag": "tag:a\u200bb"}}, "printable"),
+        ({"when": "true", "oblige": {"add_tag": [f"tag:{n}" for n in range(17)]}}, "16 things at most, not 17"),
+        ({"when": "true", "oblige": {"add_tag": []}}, "obliges to nothing"),
+        ({"when": "true", "oblige": {"use_model": []}}, "obliges to nothing"),
+        ({"when": "true", "oblige": {}}, "either `deny`"),
+        ({"when": "true", "oblige": {"require_scope": "team:" + "x" * 300}}, "1 to 200 printable"),
         ({"when": "true", "oblige": {"require_scope": "team:"}}, "takes a scope"),
         ({"when": "true", "deny": "no", "unless": "false"}, "knows no 'unless'"),
     ],
@@ -178,6 +187,21 @@ def test_a_mistake_is_told_at_the_start_with_the_rule_and_the_place(when: str, t
 def test_a_rule_that_makes_no_sense_is_refused(rule: dict[str, Any], told: str):
     with pytest.raises(ConfigurationError, match=told):
         CelPlugin([rule])
+
+
+@pytest.mark.parametrize(
+    "oblige",
+    [
+        {"cap_output_tokens": 2**31},
+        {"add_tag": "tag:" + "x" * 196},
+        {"add_tag": [f"tag:{n}" for n in range(15)], "require_scope": "team:" + "x" * 195},
+    ],
+)
+async def test_what_is_taken_as_a_rule_can_be_obliged_to(oblige: dict[str, Any]):
+    manager = PolicyPluginManager()
+    await manager.register_plugin(CelPlugin([{"when": "true", "oblige": oblige}]))
+    (decision,) = await manager.evaluate_all(a_request())
+    assert decision.allowed and decision.obligations and "error" not in (decision.metadata or {})
 
 
 async def test_limits_are_only_read_by_rules_that_speak_of_them():
