@@ -32,6 +32,7 @@ async def ask(
         if own_seconds is not None:
             # What is not trusted may ask for less time than the settings give, never for more.
             seconds = min(own_seconds, seconds) if entry.isolated and entry.file is not None else own_seconds
+        to_kill = seconds
         if ends is not None and ends - started < seconds:
             seconds = ends - started
             if seconds <= 0:
@@ -39,9 +40,10 @@ async def ask(
         if len(entry.stuck) >= MAX_STUCK:
             raise PolicyEvaluationError(f"{MAX_STUCK} evaluations of it are stuck", plugin_name=entry.name)
         shown = context.view() if entry.lens is None else entry.lens.show(context)
-        # What judges in another process ends that one at the deadline: cancelling here would leave it at work.
+        # What judges in another process ends that one at the deadline: cancelling here would leave it at work. What others
+        # left of the chain's time ends only our waiting: it is none of this plugin's doing, and honest ones would die of it.
         within = getattr(plugin, "evaluate_within", None) if entry.isolated else None
-        running = plugin.evaluate(shown) if within is None else within(shown, seconds)
+        running = plugin.evaluate(shown) if within is None else within(shown, to_kill)
         return judgement(await finish_within(running, seconds), entry, started, models)
     except DeadlineExceededError as late:
         return timed_out(entry, late, seconds, started)

@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 #: How often idle workers are looked at, and how much processor time one may have used meanwhile.
 _LOOK_S = 1.0
 _IDLE_CPU_S = 0.25
-#: No worker is killed before it was busy for so long with one request: what other policies of a chain left of its time may be
-#: next to nothing, and honest workers are not to die of that.
+#: No worker is killed before it was busy for so long with one request, however short its time is: honest ones are not to die of
+#: a machine that was busy.
 _LEAST_BUSY_S = 0.05
 #: No timer rings sooner than this again.
 _LEAST_S = 0.001
