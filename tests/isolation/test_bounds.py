@@ -67,8 +67,10 @@ async def _answers(arguments: Any, times: int = 1, **options: Any) -> list[str]:
         (_nested(32), "more than 64 levels deep"),
         (_nested(225), "more than 64 levels deep"),
         ("x" * (2 << 20), "2097152 are the most"),
+        (json.loads("1e400"), "cannot be written"),
+        (json.loads("[NaN]"), "cannot be written"),
     ],
-    ids=["lists", "objects", "deep", "as deep as can just be written", "long"],
+    ids=["lists", "objects", "deep", "as deep as can just be written", "long", "without end", "no number"],
 )
 async def test_a_request_that_may_not_fit_is_denied_and_kills_no_worker_whatever_on_error_says(arguments: Any, said: str) -> None:
     assert all(said in answer for answer in await _answers(arguments, times=6))
