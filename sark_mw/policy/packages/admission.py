@@ -16,6 +16,10 @@ from sark_mw.policy.packages.lock import Lock
 from sark_mw.policy.packages.manifest import Contents, Manifest
 
 
+class UnmetRequirementsError(ConfigurationError):
+    """Plugins would require of each other what is not there."""
+
+
 class Registered(Protocol):
     """What is to be known of a plugin that its manager has."""
 
@@ -43,13 +47,13 @@ class Packages:
     def accept(self, manifest: Manifest, path: Path) -> None:
         """Raise `ConfigurationError` where others that the manifest requires are not there."""
         if not (self._together or self.alone) and (unmet := _unmet(manifest, self._present)):
-            raise ConfigurationError(f"{path}: {'; '.join(unmet)}")
+            raise UnmetRequirementsError(f"{path}: {'; '.join(unmet)}")
 
     def accept_successor(self, name: str, new: Registered) -> None:
         """Raise `ConfigurationError` for a new version of a plugin with which others that are there do not get along."""
         there = {**self._present, name: new}
         if unmet := [each for manifest in self._requiring(name).values() for each in _unmet(manifest, there, only=name)]:
-            raise ConfigurationError("; ".join(unmet))
+            raise UnmetRequirementsError("; ".join(unmet))
 
     def unmet(self) -> list[str]:
         """List what plugins that are there require of others and do not find."""
@@ -74,7 +78,7 @@ class Packages:
         finally:
             self._together -= 1
         if not self._together and (unmet := self.unmet()):
-            raise ConfigurationError("; ".join(unmet))
+            raise UnmetRequirementsError("; ".join(unmet))
 
     def _requiring(self, name: str) -> dict[str, Manifest]:
         present = {other: each.manifest for other, each in self._present.items() if other != name}
