@@ -86,6 +86,18 @@ async def test_a_plugin_that_cannot_be_registered_leaves_nothing_behind(put: boo
     await manager.unregister_plugin("doer")
 
 
+async def test_a_plugin_that_is_loaded_twice_has_the_workers_of_one() -> None:
+    plugin = await loaded(workers=2)
+    try:
+        await until(lambda: len(plugin.pids) == 2)
+        pids = plugin.pids
+        await plugin.on_load()
+        await asyncio.sleep(0.1)
+        assert plugin.pids == pids
+    finally:
+        await plugin.on_unload()
+
+
 async def test_starts_that_hang_open_the_breaker_although_each_takes_longer_than_its_share_of_the_window() -> None:
     hangs_later = DOER.replace(b"self._asked = 0", b"self._asked = 0\n        if time.time() > %r: time.sleep(100)")
     bad_from = time.time() + 1.0

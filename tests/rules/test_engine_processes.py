@@ -252,6 +252,15 @@ async def test_a_process_that_may_not_be_killed_leaves_its_place_to_another(monk
         spared[0].wait()
 
 
+async def test_a_plugin_that_is_loaded_twice_has_the_processes_of_one():
+    before = children()
+    async with loaded(RegoPlugin(SOURCE, workers=2)) as plugin:
+        await plugin.on_load()
+        await until(lambda: children() - before == set(plugin.pids) and len(plugin.pids) == 2)
+        assert (await plugin.evaluate(a_request(MINI))).allowed
+    assert children() == before
+
+
 async def test_an_unloaded_plugin_starts_no_process():
     async with loaded(RegoPlugin(SOURCE)) as plugin:
         pass

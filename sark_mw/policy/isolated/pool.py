@@ -73,7 +73,8 @@ class Pool:
 
     async def open(self) -> None:
         """Start the workers; raises what `start` raises where the first cannot be had."""
-        await self._seat_one()
+        if not self._seats:
+            await self._seat_one()
         self._fill()
 
     async def ask(self, body: bytes, timeout: float) -> PolicyDecision:  # noqa: ASYNC109  # a limit that kills, not a wait
