@@ -77,7 +77,9 @@ async def test_a_plugin_that_cannot_be_registered_leaves_nothing_behind(put: boo
     before, held = (len(descendants()), descriptors()), dict(zygote_process._zygotes)
     for _ in range(2):
         bad_from = repr(time.time() + 1).encode()
-        plugin = await isolate(DOER.replace(b"self._asked = 0", b"self._asked = 0; assert time.time() < " + bad_from), "plugin.py")
+        plugin = await isolate(
+            DOER.replace(b"self._asked = 0", b"self._asked = 0; assert time.time() < " + bad_from), "plugin.py"
+        )
         await asyncio.sleep(1.1)
         with pytest.raises(ConfigurationError, match="AssertionError"):
             await (manager.put_plugin(plugin) if put else manager.register_plugin(plugin))
