@@ -60,7 +60,7 @@ class Round:
     those that a denial leaves over are cancelled.
     """
 
-    __slots__ = ("_chain", "_context", "_ends", "_models", "_running", "_seconds")
+    __slots__ = ("_chain", "_context", "_ends", "_models", "_running", "_seconds", "_tasks")
 
     def __init__(
         self, chain: Chain, context: PolicyContext, seconds: float, models: AbstractSet[str], chain_seconds: float | None
@@ -71,6 +71,11 @@ class Round:
         self._models = models
         self._ends = None if chain_seconds is None else perf_counter() + chain_seconds
         self._running: dict[Entry, asyncio.Task[PolicyDecision]] = {}
+        self._tasks: list[object] = [asyncio.current_task()]
+
+    def runs_in(self, task: object) -> bool:
+        """Tell whether this task asks here: one that waited for the end of this round would wait for itself."""
+        return task in self._tasks
 
     async def run(self, tell: Callable[[PolicyDecision], None]) -> list[PolicyDecision]:
         """Return the decisions, a denial last; `tell` hears of each."""
@@ -100,6 +105,7 @@ class Round:
             together = [each for each in left if each.concurrent]
             if len(together) > 1:
                 self._running |= {each: asyncio.ensure_future(self._ask(each)) for each in together}
+                self._tasks += self._running.values()
         task = self._running.pop(entry, None)
         if task is None:
             return await self._ask(entry)

@@ -54,7 +54,9 @@ async def retire(entry: Entry) -> None:
 
 
 async def drained(entry: Entry, seconds: float = DRAIN_S) -> None:
-    """Wait until no round asks this plugin any more, at most so long."""
-    ends = asyncio.get_running_loop().time() + seconds
-    while entry.rounds and asyncio.get_running_loop().time() < ends:  # noqa: ASYNC110  # rounds of several loops may hold it
+    """Wait until no round asks this plugin any more but the one that this is part of, at most so long."""
+    loop, here = asyncio.get_running_loop(), asyncio.current_task()
+    ends = loop.time() + seconds
+    # Rounds of several loops may hold it: none of them can wake all who wait.
+    while any(not each.runs_in(here) for each in tuple(entry.rounds)) and loop.time() < ends:  # noqa: ASYNC110
         await asyncio.sleep(_POLL_S)
