@@ -32,6 +32,7 @@ async def ask(
         if own_seconds is not None:
             # What is not trusted may ask for less time than the settings give, never for more.
             seconds = min(own_seconds, seconds) if entry.isolated and entry.file is not None else own_seconds
+        to_kill = seconds
         if ends is not None and ends - started < seconds:
             seconds = ends - started
             if seconds <= 0:
@@ -39,9 +40,10 @@ async def ask(
         if len(entry.stuck) >= MAX_STUCK:
             raise PolicyEvaluationError(f"{MAX_STUCK} evaluations of it are stuck", plugin_name=entry.name)
         shown = context.view() if entry.lens is None else entry.lens.show(context)
-        # What judges in another process ends that one at the deadline: cancelling here would leave it at work.
+        # What judges in another process ends that one at the deadline: cancelling here would leave it at work. What others
+        # left of the chain's time ends only our waiting: it is none of this plugin's doing, and honest ones would die of it.
         within = getattr(plugin, "evaluate_within", None) if entry.isolated else None
-        running = plugin.evaluate(shown) if within is None else within(shown, seconds)
+        running = plugin.evaluate(shown) if within is None else within(shown, to_kill)
         return judgement(await finish_within(running, seconds), entry, started, models)
     except DeadlineExceededError as late:
         return timed_out(entry, late, seconds, started)
@@ -58,7 +60,7 @@ class Round:
     those that a denial leaves over are cancelled.
     """
 
-    __slots__ = ("_chain", "_context", "_ends", "_models", "_running", "_seconds")
+    __slots__ = ("_chain", "_context", "_ends", "_models", "_running", "_seconds", "_tasks")
 
     def __init__(
         self, chain: Chain, context: PolicyContext, seconds: float, models: AbstractSet[str], chain_seconds: float | None
@@ -69,6 +71,11 @@ class Round:
         self._models = models
         self._ends = None if chain_seconds is None else perf_counter() + chain_seconds
         self._running: dict[Entry, asyncio.Task[PolicyDecision]] = {}
+        self._tasks: list[object] = [asyncio.current_task()]
+
+    def runs_in(self, task: object) -> bool:
+        """Tell whether this task asks here: one that waited for the end of this round would wait for itself."""
+        return task in self._tasks
 
     async def run(self, tell: Callable[[PolicyDecision], None]) -> list[PolicyDecision]:
         """Return the decisions, a denial last; `tell` hears of each."""
@@ -98,6 +105,7 @@ class Round:
             together = [each for each in left if each.concurrent]
             if len(together) > 1:
                 self._running |= {each: asyncio.ensure_future(self._ask(each)) for each in together}
+                self._tasks += self._running.values()
         task = self._running.pop(entry, None)
         if task is None:
             return await self._ask(entry)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from sark_mw.errors import ConfigurationError
 from sark_mw.policy.base import PolicyPlugin
@@ -14,6 +14,13 @@ from sark_mw.policy.needs import Lens, lens_for
 from sark_mw.policy.packages import Manifest
 
 ON_ERROR = ("deny", "allow", "skip")
+
+
+class Asking(Protocol):
+    """A round of decisions that is under way."""
+
+    def runs_in(self, task: object) -> bool:
+        """Tell whether this task is one of those that ask."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -43,7 +50,7 @@ class Entry:
     #: It was loaded from a file, or has something to let go of: whoever began with it is served before it is unloaded.
     tracked: bool
     #: The rounds that may still ask it; kept if it is tracked.
-    rounds: set[object] = field(default_factory=set)
+    rounds: set[Asking] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from sark_mw.errors import ConfigurationError
 from sark_mw.policy.files import PluginFile
-from sark_mw.policy.packages import Packages
+from sark_mw.policy.packages import Packages, UnmetRequirementsError
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,9 @@ class FileWatch:
         self._taken: dict[Path, str] = {}
         #: New files that do not load: which plugin each is to be nobody knows.
         self._broken: set[Path] = set()
+        #: Files whose requirements were not met, and whether a look has taken anything up.
+        self._unmet: set[Path] = set()
+        self._taken_up = False
         #: Gone files whose plugins stay because of these, which was said.
         self._kept: set[Path] = set()
         self._seen = {file.path: file.stamp() for file, _ in plugins.loaded_files().values()}
@@ -77,11 +80,17 @@ class FileWatch:
 
     async def look(self) -> None:
         """Look once: take up what is new, what has changed and what is gone."""
+        self._taken_up = False
         if self._in_folder is not None:
             await self._look_at_folder(self._in_folder)
         loaded = self._plugins.loaded_files()
         for name in await asyncio.to_thread(self._changed, loaded):
             await self._reload(name)
+        if self._taken_up:
+            # Perhaps what these require of others: the next look tries them again.
+            for path in self._unmet:
+                self._seen.pop(path, None)
+            self._unmet.clear()
 
     async def _reload(self, name: str, file: PluginFile | None = None) -> bool:
         try:
@@ -92,8 +101,14 @@ class FileWatch:
             if current is not None:
                 self._seen.pop(current[0].path, None)
             return False
+        except UnmetRequirementsError:
+            refused = file if file is not None else self._plugins.loaded_files().get(name, (None, ""))[0]
+            if refused is not None:
+                self._unmet.add(refused.path)
+            return False
         except (ConfigurationError, ValueError):
             return False  # told of already; the old version stays, until the file changes again
+        self._taken_up = True
         return True
 
     def _changed(self, loaded: Mapping[str, tuple[PluginFile, str]]) -> list[str]:
@@ -151,6 +166,10 @@ class FileWatch:
         except Exception as error:  # noqa: BLE001  # the plugin boundary: `on_load` may raise anything
             self._plugins.load_failed(file.path.stem, error)
             self._broken.add(file.path)
+            if isinstance(error, UnmetRequirementsError):
+                self._unmet.add(file.path)
+        else:
+            self._taken_up = True
 
     async def _go(self, gone: set[Path]) -> None:
         """Let go what two looks in a row did not find; what is looked at now may be in the middle of being replaced.

@@ -27,16 +27,23 @@ async def renewed(old: Entry, file: PluginFile, services: PolicyServices) -> Ent
         new = entry_of(plugin, old.enabled, source)
         if new.name != old.name:
             raise ConfigurationError(f"{file.path} is plugin {new.name!r} now, and not {old.name!r} any more")
-        if file.packages is not None:
-            file.packages.accept_successor(old.name, new)
+        _accept(old, new, file)
         plugin.bind(services)
         await plugin.on_load()
+        # Once more, with what was taken up and switched meanwhile: nothing is waited for between this and its taking up.
+        _accept(old, new, file)
     except BaseException:
         with suppress(Exception):
             await plugin.on_unload()
         forget_module(type(plugin))
         raise
     return new
+
+
+def _accept(old: Entry, new: Entry, file: PluginFile) -> None:
+    new.enabled = old.enabled
+    if file.packages is not None:
+        file.packages.accept_successor(old.name, new)
 
 
 async def retire(entry: Entry, drain_s: float = DRAIN_S) -> None:
@@ -76,7 +83,9 @@ class Retiring:
 
 
 async def drained(entry: Entry, seconds: float = DRAIN_S) -> None:
-    """Wait until no round asks this plugin any more, at most so long."""
-    ends = asyncio.get_running_loop().time() + seconds
-    while entry.rounds and asyncio.get_running_loop().time() < ends:  # noqa: ASYNC110  # rounds of several loops may hold it
+    """Wait until no round asks this plugin any more but the one that this is part of, at most so long."""
+    loop, here = asyncio.get_running_loop(), asyncio.current_task()
+    ends = loop.time() + seconds
+    # Rounds of several loops may hold it: none of them can wake all who wait.
+    while any(not each.runs_in(here) for each in tuple(entry.rounds)) and loop.time() < ends:  # noqa: ASYNC110
         await asyncio.sleep(_POLL_S)

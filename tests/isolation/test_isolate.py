@@ -67,8 +67,11 @@ async def test_a_request_that_cannot_be_shown_is_denied_even_if_errors_allow(doe
     assert answer.allowed is False and "unsendable" in answer.metadata
 
 
-async def test_numbers_that_are_none_do_not_make_a_policy_fail(doer: IsolatedPlugin) -> None:
-    assert (await doer.evaluate(asked("allow", it=[float("nan"), float("inf"), "\ud800"]))).allowed is True
+async def test_a_text_that_nobody_can_encode_is_shown_and_a_number_without_end_is_denied(doer: IsolatedPlugin) -> None:
+    assert (await doer.evaluate(asked("allow", it=["\ud800"]))).allowed is True
+    for endless in (float("nan"), float("inf")):
+        denied = await doer.evaluate(asked("allow", it=[endless]))
+        assert not denied.allowed and "cannot be written" in denied.metadata["unsendable"]
 
 
 async def test_a_reason_cannot_break_a_line_or_steer_a_terminal(doer: IsolatedPlugin) -> None:

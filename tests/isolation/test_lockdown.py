@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +134,38 @@ async def test_a_worker_has_what_it_is_said_to_have() -> None:
             assert environment == b"" or (environment.startswith(b"LD_LIBRARY_PATH=") and environment.count(b"\0") == 1)
     finally:
         await plugin.on_unload()
+
+
+#: Hangs, spins, and asks once more.
+_KILLED = """
+import asyncio
+from sark_mw.policy.deadline import DeadlineExceededError
+from tests.isolation.plugins import asked, loaded
+from tests.isolation.processes import descendants, runs, until
+
+async def main():
+    plugin = await loaded(mode="best-effort")
+    print(*plugin.hardening.lacking)
+    for crime in ("hang", "spin"):
+        await until(lambda: bool(plugin.pids))
+        (pid,) = plugin.pids
+        try:
+            await plugin.evaluate(asked(crime))
+        except DeadlineExceededError:
+            await until(lambda: not runs(pid), 2)
+    await until(lambda: bool(plugin.pids))
+    print((await plugin.evaluate(asked("allow"))).allowed)
+    await plugin.on_unload()
+    print(descendants())
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv")
+def test_root_without_the_power_to_kill_has_workers_killed_by_their_zygote() -> None:
+    lesser = ["setpriv", "--bounding-set=-kill", "--inh-caps=-kill", sys.executable, "-c", _KILLED]
+    done = subprocess.run(lesser, capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout == "pidfd\nTrue\nset()\n", done.stderr
 
 
 _ALONE = """

@@ -110,8 +110,8 @@ async def test_processor_time_is_bounded_also_for_one_that_waited_behind_another
 
 @pytest.mark.parametrize(
     ("own", "times"),
-    [("None", {"timeout": 0.2}), ("0.2", {"timeout": 5}), ("None", {"timeout": 5, "chain_timeout": 0.2})],
-    ids=["the gateway's", "the plugin's", "the chain's"],
+    [("None", {"timeout": 0.2}), ("0.2", {"timeout": 5}), ("None", {"timeout": 0.4, "chain_timeout": 0.1})],
+    ids=["the gateway's", "the plugin's", "the gateway's, after the chain's"],
 )
 async def test_a_worker_that_hangs_is_killed_at_the_deadline_of_its_request(own: str, times: dict[str, float]) -> None:
     plugin = await isolate(DOER.replace(b"timeout = 0.5", f"timeout = {own}".encode()), "doer.py")
@@ -129,17 +129,20 @@ async def test_a_worker_that_hangs_is_killed_at_the_deadline_of_its_request(own:
         await manager.unregister_plugin("doer")
 
 
-async def test_a_chain_that_leaves_next_to_no_time_kills_no_honest_worker() -> None:
-    slow = DOER.replace(b'if word == "exit":', b'if word == "slow":\n            time.sleep(0.02)\n        if word == "exit":')
+@pytest.mark.parametrize("left_s", [0.005, 0.08])
+async def test_what_others_leave_of_a_chains_time_kills_no_honest_worker(left_s: float) -> None:
+    slow = DOER.replace(b'if word == "exit":', b'if word == "slow":\n            time.sleep(0.2)\n        if word == "exit":')
     plugin = await isolate(slow, "doer.py")
     manager = PolicyPluginManager()
     await manager.register_plugin(plugin)
     try:
-        for _ in range(5):
-            (late,) = await manager.evaluate_all(asked("slow"), chain_timeout=0.005)
+        (pid,) = plugin.pids
+        for _ in range(6):
+            (late,) = await manager.evaluate_all(asked("slow"), chain_timeout=left_s)
             assert late.metadata["timeout"] is True
-            await asyncio.sleep(0.06)
-        assert plugin.figures()[0]["deaths"] == 0
+            (prompt,) = await manager.evaluate_all(asked("deny"), timeout=5)
+            assert prompt.outcome == "denied"
+        assert plugin.pids == (pid,) and plugin.figures()[0]["deaths"] == 0
     finally:
         await manager.unregister_plugin("doer")
 

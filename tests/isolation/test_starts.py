@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from sark_mw import PolicyPluginManager
 from sark_mw.errors import ConfigurationError, PolicyEvaluationError
 from sark_mw.policy.isolated import isolate, zygote_process
 from sark_mw.policy.isolated.link import Link
@@ -66,6 +67,37 @@ async def test_a_loading_that_is_cancelled_leaves_nothing(after_s: float | None)
     await asyncio.gather(loading, return_exceptions=True)
     await until(lambda: (descendants(), descriptors()) == before)
     assert zygote_process._zygotes == held
+
+
+@pytest.mark.parametrize("put", [False, True], ids=["registered", "put in the place of another"])
+async def test_a_plugin_that_cannot_be_registered_leaves_nothing_behind(put: bool) -> None:
+    manager = PolicyPluginManager()
+    if put:
+        await manager.register_plugin(await isolate(DOER, "plugin.py"))
+    before, held = (len(descendants()), descriptors()), dict(zygote_process._zygotes)
+    for _ in range(2):
+        bad_from = repr(time.time() + 1).encode()
+        plugin = await isolate(
+            DOER.replace(b"self._asked = 0", b"self._asked = 0; assert time.time() < " + bad_from), "plugin.py"
+        )
+        await asyncio.sleep(1.1)
+        with pytest.raises(ConfigurationError, match="AssertionError"):
+            await (manager.put_plugin(plugin) if put else manager.register_plugin(plugin))
+        await until(lambda: (len(descendants()), descriptors()) == before)
+        assert zygote_process._zygotes == held
+    await manager.unregister_plugin("doer")
+
+
+async def test_a_plugin_that_is_loaded_twice_has_the_workers_of_one() -> None:
+    plugin = await loaded(workers=2)
+    try:
+        await until(lambda: len(plugin.pids) == 2)
+        pids = plugin.pids
+        await plugin.on_load()
+        await asyncio.sleep(0.1)
+        assert plugin.pids == pids
+    finally:
+        await plugin.on_unload()
 
 
 async def test_starts_that_hang_open_the_breaker_although_each_takes_longer_than_its_share_of_the_window() -> None:

@@ -241,3 +241,16 @@ async def test_a_plugin_with_something_to_let_go_of_is_unloaded_after_the_rounds
     await asyncio.gather(asking, leaving)
     assert order == ["asked", "unloaded"]
     assert [each.plugin_name for each in await manager.evaluate_all(a_context())] == ["first"]
+
+
+@pytest.mark.parametrize("kind", [Sample, Concurrent])
+async def test_a_round_does_not_wait_for_itself_when_a_plugin_unregisters_another(kind: type[Sample]) -> None:
+    async def unregister(_: PolicyContext) -> PolicyDecision:
+        await manager.unregister_plugin("other")
+        return PolicyDecision(True)
+
+    other = kind("other", priority=2)
+    manager = await managed(kind("switch", unregister, priority=1, timeout=30), other)
+    async with asyncio.timeout(5):
+        decisions = await manager.evaluate_all(a_context())
+    assert [each.outcome for each in decisions] == ["allowed", "allowed"] and other.hooks == ["load", "unload"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -186,6 +188,93 @@ async def test_a_descriptor_is_not_watched_any_more_once_it_is_somebody_elses(el
                 assert await asyncio.get_running_loop().sock_recv(ours, 100) == b"hello"
 
 
+#: Loads with the hardening given, is late once, and unloads.
+_LATE = f"""
+import asyncio, sys
+from sark_mw.errors import ConfigurationError, PolicyEvaluationError
+from sark_mw.policy.rego import RegoPlugin
+from tests.rules.processes import children, until_new
+from tests.rules.requests import a_request
+
+async def main():
+    plugin = RegoPlugin({SOURCE!r}, limits=False, hardening=sys.argv[1])
+    try:
+        await plugin.on_load()
+    except ConfigurationError as refused:
+        print(refused)
+        return
+    old = plugin.pids
+    try:
+        await plugin.evaluate(a_request("o1"))
+    except PolicyEvaluationError as late:
+        print(late)
+    async with asyncio.timeout(5):
+        await until_new(plugin, old)
+    print((await plugin.evaluate(a_request("gpt-4o-mini"))).allowed)
+    await plugin.on_unload()
+    print(children())
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("hardening", "said"),
+    [
+        ("require", "rego: this system cannot hold a policy's process: uid (root without CAP_KILL"),
+        ("best-effort", "no answer within 0.25 s\nTrue\nset()\n"),
+    ],
+)
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv")
+def test_root_without_the_power_to_kill_is_told_so_or_has_processes_that_it_can_end(hardening: str, said: str):
+    lesser = ["setpriv", "--bounding-set=-kill", "--inh-caps=-kill", sys.executable, "-c", _LATE, hardening]
+    done = subprocess.run(lesser, capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout.startswith(said), done.stderr
+
+
+async def test_a_process_that_may_not_be_killed_leaves_its_place_to_another(monkeypatch: pytest.MonkeyPatch):
+    spared: list[subprocess.Popen[bytes]] = []
+
+    def refused(popen: subprocess.Popen[bytes]) -> None:
+        spared.append(popen)
+        raise PermissionError(1, "Operation not permitted")
+
+    async with loaded(RegoPlugin(SOURCE, deadline_s=0.1)) as plugin:
+        old = plugin.pids
+        with monkeypatch.context() as patch:
+            patch.setattr(pools, "_REAP_S", 0.05)
+            patch.setattr(subprocess.Popen, "kill", refused)
+            with pytest.raises(PolicyEvaluationError, match=r"no answer within 0\.1 s"):
+                await plugin.evaluate(a_request("o1"))
+            await until_new(plugin, old)
+            assert (await plugin.evaluate(a_request(MINI))).allowed
+        assert [popen.pid for popen in spared] == old
+        spared[0].kill()
+        spared[0].wait()
+
+
+async def test_a_process_that_dies_while_the_others_are_started_is_replaced_once():
+    before = children()
+    plugin = RegoPlugin(SOURCE, workers=3)
+    plugin.bind(lending())
+    loading = asyncio.ensure_future(plugin.on_load())
+    await until(lambda: plugin.pids)
+    os.kill(plugin.pids[0], signal.SIGKILL)
+    await loading
+    await asyncio.sleep(1)
+    assert len(plugin.pids) == 3 and children() - before == set(plugin.pids)
+    await plugin.on_unload()
+    assert children() == before
+
+
+async def test_a_plugin_that_is_loaded_twice_has_the_processes_of_one():
+    before = children()
+    async with loaded(RegoPlugin(SOURCE, workers=2)) as plugin:
+        await plugin.on_load()
+        await until(lambda: children() - before == set(plugin.pids) and len(plugin.pids) == 2)
+        assert (await plugin.evaluate(a_request(MINI))).allowed
+    assert children() == before
+
+
 async def test_an_unloaded_plugin_starts_no_process():
     async with loaded(RegoPlugin(SOURCE)) as plugin:
         pass
@@ -262,8 +351,6 @@ async def main():
     os.kill(os.getpid(), 9)
 asyncio.run(main())
 """
-    import subprocess
-
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ}, check=False)
     pid = int(done.stdout)
     ends = time.monotonic() + 5

@@ -93,7 +93,7 @@ def _main() -> None:
             int(parent), setup["memory_bytes"]
         )
         engine = kind(setup)
-        confinement.begin(namespaces=setup["namespaces"])
+        confinement.begin(namespaces=setup["namespaces"], own_user=setup["own_user"])
         engine.compile(body)
         layers = confinement.finish()
         engine.build()

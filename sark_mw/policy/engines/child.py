@@ -11,6 +11,7 @@ import json
 import socket
 import subprocess
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from sark_mw.policy.document import MAX_REPLY_BYTES
@@ -93,7 +94,8 @@ class Child:
             self._loop.remove_reader(self._socket.fileno())
             self._loop.remove_writer(self._socket.fileno())
         self._socket.close()
-        self.popen.kill()
+        with suppress(OSError):  # a system that does not let us: it ends by itself when it reads that its socket is closed
+            self.popen.kill()
         if self._deadline is not None:
             self._deadline.cancel()
         if self._answer is not None and not self._answer.done() and not self._loop.is_closed():

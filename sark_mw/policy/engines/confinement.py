@@ -31,10 +31,10 @@ class Confinement:
         self._layers: lockdown.Layers = {}
         self._files = [os.open(f"/proc/self/{name}", os.O_RDONLY) for name in ("status", "maps")] if self._linux else []
 
-    def begin(self, *, namespaces: bool) -> None:
+    def begin(self, *, namespaces: bool, own_user: bool) -> None:
         """Give up user, files, privileges and most of the memory; what is missing is reported by `finish`."""
         before = self._own_bytes()
-        self._layers = lockdown.take_zygote_down(namespaces=namespaces)
+        self._layers = lockdown.take_zygote_down(namespaces=namespaces, own_user=own_user)
         if not self._linux:
             return
         # A change of the user forgets this.

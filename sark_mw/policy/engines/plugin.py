@@ -69,6 +69,7 @@ class EnginePlugin(PolicyPlugin):
         self._reader = services.limits
 
     async def on_load(self) -> None:
+        await self.on_unload()  # loaded once more, it has the processes of one time
         self._processes = self._make()
         try:
             await self._processes.start()

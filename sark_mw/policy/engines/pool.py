@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from subprocess import TimeoutExpired
 from typing import TYPE_CHECKING
 
 from sark_mw.errors import ConfigurationError
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 5.0
+_REAP_S = 5.0
 #: More than these do not wait: they would be late, and each holds its document.
 MAX_WAITING = 1024
 
@@ -44,14 +46,18 @@ class Pool:
         self._waiting: dict[asyncio.Future[Child], None] = {}
         self._starting: set[asyncio.Task[None]] = set()
         self._thread = ThreadPoolExecutor(1, f"policy-{plugin}")
-        self._reaping: set[Future[int]] = set()
+        self._reaping: set[Future[None]] = set()
 
     def add(self, child: Child) -> None:
-        """Take a process in that is ready; raises `ChildEndedError` for one that has ended since."""
+        """Take a process in that is ready; raises `ChildEndedError` for one that has ended since. One too many is ended."""
         if self._closed:
             child.end("it is unloaded")
         if child.ended:
             raise ChildEndedError(child.ended)
+        if len(self.all) >= self._wanted:
+            # One died while the first ones were started: that start makes up for it, and so does its replacement.
+            child.end("there are enough")
+            return
         self.all.append(child)
         self._free(child)
 
@@ -131,9 +137,9 @@ class Pool:
 
     def _gone(self, child: Child) -> None:
         try:
-            job = self._thread.submit(child.popen.wait)
+            job = self._thread.submit(_reap, child.popen)
         except RuntimeError:
-            child.popen.wait()  # the thread is gone already, and this takes no longer than the kernel needs to clear away
+            _reap(child.popen)  # the thread is gone already, and this takes no longer than the kernel needs to clear away
         else:
             self._reaping.add(job)
             job.add_done_callback(self._reaping.discard)
@@ -154,6 +160,12 @@ class Pool:
                 logger.warning("policy plugin %r: its process cannot be started: %s", self._plugin, error)
             else:
                 return
+
+
+def _reap(popen: subprocess.Popen[bytes]) -> None:
+    # One that could not be killed is not waited for: `subprocess` clears it away when it is gone.
+    with suppress(TimeoutExpired):
+        popen.wait(_REAP_S)
 
 
 def _dropped(job: Future[tuple[subprocess.Popen[bytes], socket.socket]]) -> None:

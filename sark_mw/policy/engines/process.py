@@ -25,6 +25,7 @@ _BOOT = Path(__file__).with_name("boot.py")
 #: Layers without which a process of policies is not held; namespaces are a bonus.
 _REQUIRED = ("uid", "no_new_privs", "landlock_fs", "seccomp", "rlimits")
 _FREE_WITHIN_S = 1.0
+_CAP_KILL = 1 << 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +71,7 @@ class EngineProcesses:
         """Take the engine's name and package, its setup, and as `body` the policy."""
         self._plugin = plugin
         self._options = options
-        own = {"memory_bytes": options.memory_bytes, "namespaces": True}
+        own = {"memory_bytes": options.memory_bytes, "namespaces": True, "own_user": _kills_other_users()}
         self._hello = _framed(json.dumps({**setup, **own}).encode()) + _framed(body)
         self._arguments = (engine[0], _folder_of(*engine))
         self._pools: dict[asyncio.AbstractEventLoop, Pool] = {}
@@ -165,6 +166,17 @@ class EngineProcesses:
             raise ConfigurationError(f"{self._plugin}: this system cannot hold a policy's process: {told}")
         if missing:
             logger.warning("policy plugin %r runs without %s: hardening is best-effort", self._plugin, ", ".join(missing))
+
+
+def _kills_other_users() -> bool:
+    """Tell whether this process may end one that gave up root; an ordinary user's stay that user's."""
+    if 0 not in (os.getuid(), os.geteuid()):
+        return True
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return True  # no Linux: there are no capabilities to lack
+    return any(int(line.split()[1], 16) & _CAP_KILL for line in lines if line.startswith("CapEff:"))
 
 
 def _framed(data: bytes) -> bytes:

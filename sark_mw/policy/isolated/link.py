@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import array
 import asyncio
-import contextlib
 import json
 import os
 import signal
@@ -118,13 +117,18 @@ class Link:
         self.on_end(reason)
 
     def _kill(self) -> None:
-        if self._pidfd is None:
+        handle, self._pidfd = self._pidfd, None
+        if handle is None:
             self._zygote.kill(self.pid)  # only in mode best-effort: this way is as slow as the zygote is busy
             return
-        with contextlib.suppress(OSError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-        os.close(self._pidfd)
-        self._pidfd = None
+        try:
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        except OSError:
+            self._zygote.kill(self.pid)  # likewise: root without CAP_KILL may not, while its zygote has the workers' user
+        finally:
+            os.close(handle)
 
     def _writable(self) -> None:
         try:

@@ -63,8 +63,8 @@ class IsolationOptions:
 
     @property
     def shown_bytes(self) -> int:
-        """How long a request may be: read, it is up to 8 times as much, half of what a worker has."""
-        return min(self.request_bytes, self.memory_bytes // 16)
+        """How long a request may be: read, a text of it takes up to 4 times as much, and `lower()` another 16 times."""
+        return min(self.request_bytes, self.memory_bytes // 32)
 
     @property
     def shown_values(self) -> int:

@@ -26,9 +26,11 @@ logger = logging.getLogger(__name__)
 #: How often idle workers are looked at, and how much processor time one may have used meanwhile.
 _LOOK_S = 1.0
 _IDLE_CPU_S = 0.25
-#: No worker is killed before it was busy for so long with one request: what other policies of a chain left of its time may be
-#: next to nothing, and honest workers are not to die of that.
+#: No worker is killed before it was busy for so long with one request, however short its time is: honest ones are not to die of
+#: a machine that was busy.
 _LEAST_BUSY_S = 0.05
+#: Whoever runs out of memory over a longer request does so by what its caller sent, over a shorter one by itself.
+_LARGE_BYTES = 64 << 10
 #: No timer rings sooner than this again.
 _LEAST_S = 0.001
 
@@ -71,7 +73,8 @@ class Pool:
 
     async def open(self) -> None:
         """Start the workers; raises what `start` raises where the first cannot be had."""
-        await self._seat_one()
+        if not self._seats:
+            await self._seat_one()
         self._fill()
 
     async def ask(self, body: bytes, timeout: float) -> PolicyDecision:  # noqa: ASYNC109  # a limit that kills, not a wait
@@ -167,12 +170,10 @@ class Pool:
             return
         call = seat.calls.popleft()
         call.forget()
-        self._deliver(call, answer)
         if answer.failure is not None and answer.failure.metadata.get("error") == "MemoryError":
-            # It ends itself now; what it has been sent since is not to blame.
-            self._put_back(seat)
-            seat.link.end("it used more memory than it may")
+            self._out_of_memory(seat, call, answer)
             return
+        self._deliver(call, answer)
         if self._probe is call:
             self._probe = None
         if not isinstance(answer.failure, UnsendableRequestError):
@@ -182,6 +183,18 @@ class Pool:
         elif self._isolation.stateless or seat.retired:
             self._retire(seat)
         self._hand_out()
+
+    def _out_of_memory(self, seat: Seat, call: Call, answer: Answer) -> None:
+        """Replace a worker that ends itself now; what it has been sent since is not to blame, nor it for a large request."""
+        if len(call.body) > _LARGE_BYTES:
+            call.fail(UnsendableRequestError(f"the plugin ran out of memory over its {len(call.body)} bytes"))
+            seat.retired = True
+            if self._probe is call:
+                self._probe = None
+        else:
+            self._deliver(call, answer)
+        self._put_back(seat)
+        seat.link.end("it used more memory than it may")
 
     def _deliver(self, call: Call, answer: Answer) -> None:
         if call.future.done():

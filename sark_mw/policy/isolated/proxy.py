@@ -90,13 +90,15 @@ class IsolatedPlugin(PolicyPlugin):
         return tuple(pid for pool in tuple(self._pools.values()) for pid in pool.pids)
 
     async def on_load(self) -> None:
-        """Start the workers of this event loop."""
+        """Start the workers of this event loop; whatever it raises, nothing is left of them."""
         self._unloaded = False
-        pool = self._pool()
         try:
-            await pool.open()
-        except _FAILURES as error:
-            raise _refusal(self._source.name, error) from error
+            await self._pool().open()
+        except BaseException as error:
+            await self.on_unload()
+            if isinstance(error, _FAILURES):
+                raise _refusal(self._source.name, error) from error
+            raise
 
     async def on_unload(self) -> None:
         """End all workers, wherever they serve, and wait until they are gone."""

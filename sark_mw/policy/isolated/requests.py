@@ -38,8 +38,8 @@ def _data(value: object) -> object:
     raise UnsendableRequestError(f"the context holds a {type(value).__name__}, which is no data")
 
 
-# NaN passes, as Python's JSON takes it: a caller must not be able to make a policy fail with it.
-_encode = json.JSONEncoder(separators=(",", ":"), default=_data).encode
+# No number without end: a policy that calculates with one fails, and a caller could have it decided by `on_error`.
+_encode = json.JSONEncoder(separators=(",", ":"), default=_data, allow_nan=False).encode
 
 
 def framed(body: bytes) -> bytes:

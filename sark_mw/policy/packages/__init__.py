@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sark_mw.policy.packages.admission import Packages
+from sark_mw.policy.packages.admission import Packages, UnmetRequirementsError
 from sark_mw.policy.packages.lock import LOCK_NAME, Lock, Pin, PinState, pin_of
 from sark_mw.policy.packages.manifest import MANIFEST_NAME, Contents, Manifest, ManifestFile, manifest_beside, package_file
 
@@ -16,6 +16,7 @@ __all__ = [
     "Packages",
     "Pin",
     "PinState",
+    "UnmetRequirementsError",
     "manifest_beside",
     "package_file",
     "pin_of",

@@ -16,6 +16,10 @@ from sark_mw.policy.packages.lock import Lock
 from sark_mw.policy.packages.manifest import Contents, Manifest
 
 
+class UnmetRequirementsError(ConfigurationError):
+    """Plugins would require of each other what is not there."""
+
+
 class Registered(Protocol):
     """What is to be known of a plugin that its manager has."""
 
@@ -23,6 +27,8 @@ class Registered(Protocol):
     def version(self) -> str: ...
     @property
     def manifest(self) -> Manifest | None: ...
+    @property
+    def enabled(self) -> bool: ...
 
 
 class Packages:
@@ -43,13 +49,19 @@ class Packages:
     def accept(self, manifest: Manifest, path: Path) -> None:
         """Raise `ConfigurationError` where others that the manifest requires are not there."""
         if not (self._together or self.alone) and (unmet := _unmet(manifest, self._present)):
-            raise ConfigurationError(f"{path}: {'; '.join(unmet)}")
+            raise UnmetRequirementsError(f"{path}: {'; '.join(unmet)}")
 
     def accept_successor(self, name: str, new: Registered) -> None:
-        """Raise `ConfigurationError` for a new version of a plugin with which others that are there do not get along."""
+        """Raise `ConfigurationError` for a new version of a plugin with which others that are there do not get along, or it not.
+
+        What it requires has to be asked, too, if it is.
+        """
         there = {**self._present, name: new}
-        if unmet := [each for manifest in self._requiring(name).values() for each in _unmet(manifest, there, only=name)]:
-            raise ConfigurationError("; ".join(unmet))
+        unmet = [each for manifest in self._requiring(name).values() for each in _unmet(manifest, there, only=name)]
+        if new.manifest is not None and not (self._together or self.alone):
+            unmet += _unmet(new.manifest, there, asked=new.enabled)
+        if unmet:
+            raise UnmetRequirementsError("; ".join(unmet))
 
     def unmet(self) -> list[str]:
         """List what plugins that are there require of others and do not find."""
@@ -74,14 +86,14 @@ class Packages:
         finally:
             self._together -= 1
         if not self._together and (unmet := self.unmet()):
-            raise ConfigurationError("; ".join(unmet))
+            raise UnmetRequirementsError("; ".join(unmet))
 
     def _requiring(self, name: str) -> dict[str, Manifest]:
         present = {other: each.manifest for other, each in self._present.items() if other != name}
         return {other: manifest for other, manifest in present.items() if manifest is not None and name in manifest.plugins}
 
 
-def _unmet(manifest: Manifest, present: Mapping[str, Registered], only: str | None = None) -> list[str]:
+def _unmet(manifest: Manifest, present: Mapping[str, Registered], only: str | None = None, *, asked: bool = False) -> list[str]:
     unmet = []
     for other, wanted in manifest.plugins.items():
         there = present.get(other)
@@ -89,7 +101,11 @@ def _unmet(manifest: Manifest, present: Mapping[str, Registered], only: str | No
             continue
         if there is None or not wanted.contains(there.version, prereleases=True):
             found = "it is not there" if there is None else f"version {there.version} is there"
-            unmet.append(f"plugin {manifest.name!r} requires plugin {other!r} {_shown(wanted)}: {found}")
+        elif asked and not there.enabled:
+            found = "it is switched off"
+        else:
+            continue
+        unmet.append(f"plugin {manifest.name!r} requires plugin {other!r} {_shown(wanted)}: {found}")
     return unmet
 
 

@@ -30,6 +30,7 @@ _MEMORY_BYTES = 96 << 20
 _REPLY_BYTES, _REQUEST_BYTES = 1 << 20, 4 << 20
 #: What a source has in it that has a schema. One that hides it (by an encoding) goes unchecked, which is its own loss.
 _MARK = b"options_model"
+_TOO_MUCH = "it takes more time or memory to be read than a plugin may"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,9 +121,11 @@ async def _read(
         await reader.on_load()
         decision = await reader.evaluate(PolicyContext("", "", "", "read", asked))
     except (PolicyEvaluationError, DeadlineExceededError) as error:
-        raise ConfigurationError(f"it takes more time or memory to be read than a plugin may: {error}".rstrip(": ")) from error
+        raise ConfigurationError(f"{_TOO_MUCH}: {error}".rstrip(": ")) from error
     finally:
         await reader.on_unload()
+    if "unsendable" in decision.metadata:
+        raise ConfigurationError(f"{_TOO_MUCH}: {decision.metadata['unsendable']}")
     try:
         return dict(json.loads("".join(decision.metadata["pieces"])))
     except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -38,14 +38,20 @@ def attempt(layers: Layers, name: str, take: Callable[[], bool | str | None]) ->
         layers[name] = True if result is None else result
 
 
-def take_zygote_down(*, namespaces: bool) -> Layers:
-    """Do what holds for all workers: another user, namespaces where granted, no way back to privileges, nobody looks in."""
+def take_zygote_down(*, namespaces: bool, own_user: bool = True) -> Layers:
+    """Do what holds for all workers: another user, namespaces where granted, no way back to privileges, nobody looks in.
+
+    Without `own_user` it stays root, for a parent that has no power to kill another user's processes.
+    """
     layers: Layers = {}
     if not sys.platform.startswith("linux"):
         return dict.fromkeys(("uid", "namespaces"), f"needs Linux, this is {sys.platform}")
     # Should memory run out, the kernel takes workers first and not the gateway.
     attempt({}, "oom", _be_the_first_to_go)
-    attempt(layers, "uid", _become_nobody)
+    if own_user:
+        attempt(layers, "uid", _become_nobody)
+    else:
+        layers["uid"] = "root without CAP_KILL could not end it as another user"
     if namespaces:
         attempt(layers, "namespaces", _leave_namespaces)
     else:
