@@ -19,6 +19,12 @@ DRAIN_S = 60.0
 _POLL_S = 0.01
 
 
+def _accept(old: Entry, new: Entry, file: PluginFile) -> None:
+    new.enabled = old.enabled
+    if file.packages is not None:
+        file.packages.accept_successor(old.name, new)
+
+
 async def renewed(old: Entry, file: PluginFile, services: PolicyServices) -> Entry:
     """Load the file of a plugin anew; whatever it raises, nothing of the new version is left."""
     source = await asyncio.to_thread(file.read)
@@ -27,10 +33,11 @@ async def renewed(old: Entry, file: PluginFile, services: PolicyServices) -> Ent
         new = entry_of(plugin, old.enabled, source)
         if new.name != old.name:
             raise ConfigurationError(f"{file.path} is plugin {new.name!r} now, and not {old.name!r} any more")
-        if file.packages is not None:
-            file.packages.accept_successor(old.name, new)
+        _accept(old, new, file)
         plugin.bind(services)
         await plugin.on_load()
+        # Once more, with what was taken up and switched meanwhile: nothing is waited for between this and its taking up.
+        _accept(old, new, file)
     except BaseException:
         with suppress(Exception):
             await plugin.on_unload()

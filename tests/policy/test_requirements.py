@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -72,6 +73,37 @@ async def test_a_file_that_cannot_be_loaded_is_not_tried_again_and_again(tmp_pat
     for _ in range(5):
         await watch.look()
     assert listener.life == [("broken", "failed"), ("base", "failed")]
+
+
+async def test_a_new_version_that_requires_what_is_switched_off_leaves_the_old_one(tmp_path: Path) -> None:
+    package(tmp_path, "base")
+    package(tmp_path, "upper")
+    manager = manager_of()
+    await load_plugins(manager, PolicySettings(folder=tmp_path, isolation="off"))
+    manager.switch_plugins({"base": False})
+    package(tmp_path, "upper", "2", more='[requires.plugins]\nbase = ">=1"')
+    with pytest.raises(ConfigurationError, match=r"'upper' requires plugin 'base' >=1: it is switched off"):
+        await manager.reload_plugin("upper")
+    assert await reasons(manager) == ["1 none"]
+    manager.switch_plugins({"base": False, "upper": False})
+    await manager.reload_plugin("upper")
+    manager.switch_plugins({})
+    assert sorted(await reasons(manager)) == ["1 none", "2 none"]
+
+
+@pytest.mark.parametrize("first", ["base", "upper"])
+async def test_of_two_new_versions_that_do_not_suit_each_other_one_is_taken_up(tmp_path: Path, first: str) -> None:
+    manager = await base_and_upper(tmp_path)
+    for name, more in (("base", ""), ("upper", '[requires.plugins]\nbase = ">=1,<3"')):
+        package(tmp_path, name, "1.1", more)
+        await manager.reload_plugin(name)
+    for path in (package(tmp_path, "base", "2"), package(tmp_path, "upper", "2", more='[requires.plugins]\nbase = "<2"')):
+        path.write_text(path.read_text().replace("        pass", "        await asyncio.sleep(0.1)", 1))
+    second = {"base": "upper", "upper": "base"}[first]
+    outcomes = await asyncio.gather(manager.reload_plugin(first), manager.reload_plugin(second), return_exceptions=True)
+    assert sum(isinstance(each, ConfigurationError) for each in outcomes) == 1
+    await manager.retired()
+    assert manager.packages.unmet() == []
 
 
 async def test_what_a_version_that_was_never_taken_up_requires_counts_for_nothing(tmp_path: Path) -> None:

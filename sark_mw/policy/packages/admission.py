@@ -27,6 +27,8 @@ class Registered(Protocol):
     def version(self) -> str: ...
     @property
     def manifest(self) -> Manifest | None: ...
+    @property
+    def enabled(self) -> bool: ...
 
 
 class Packages:
@@ -50,9 +52,15 @@ class Packages:
             raise UnmetRequirementsError(f"{path}: {'; '.join(unmet)}")
 
     def accept_successor(self, name: str, new: Registered) -> None:
-        """Raise `ConfigurationError` for a new version of a plugin with which others that are there do not get along."""
+        """Raise `ConfigurationError` for a new version of a plugin with which others that are there do not get along, or it not.
+
+        What it requires has to be asked, too, if it is.
+        """
         there = {**self._present, name: new}
-        if unmet := [each for manifest in self._requiring(name).values() for each in _unmet(manifest, there, only=name)]:
+        unmet = [each for manifest in self._requiring(name).values() for each in _unmet(manifest, there, only=name)]
+        if new.manifest is not None and not (self._together or self.alone):
+            unmet += _unmet(new.manifest, there, asked=new.enabled)
+        if unmet:
             raise UnmetRequirementsError("; ".join(unmet))
 
     def unmet(self) -> list[str]:
@@ -85,7 +93,7 @@ class Packages:
         return {other: manifest for other, manifest in present.items() if manifest is not None and name in manifest.plugins}
 
 
-def _unmet(manifest: Manifest, present: Mapping[str, Registered], only: str | None = None) -> list[str]:
+def _unmet(manifest: Manifest, present: Mapping[str, Registered], only: str | None = None, *, asked: bool = False) -> list[str]:
     unmet = []
     for other, wanted in manifest.plugins.items():
         there = present.get(other)
@@ -93,7 +101,11 @@ def _unmet(manifest: Manifest, present: Mapping[str, Registered], only: str | No
             continue
         if there is None or not wanted.contains(there.version, prereleases=True):
             found = "it is not there" if there is None else f"version {there.version} is there"
-            unmet.append(f"plugin {manifest.name!r} requires plugin {other!r} {_shown(wanted)}: {found}")
+        elif asked and not there.enabled:
+            found = "it is switched off"
+        else:
+            continue
+        unmet.append(f"plugin {manifest.name!r} requires plugin {other!r} {_shown(wanted)}: {found}")
     return unmet
 
 
