@@ -252,6 +252,20 @@ async def test_a_process_that_may_not_be_killed_leaves_its_place_to_another(monk
         spared[0].wait()
 
 
+async def test_a_process_that_dies_while_the_others_are_started_is_replaced_once():
+    before = children()
+    plugin = RegoPlugin(SOURCE, workers=3)
+    plugin.bind(lending())
+    loading = asyncio.ensure_future(plugin.on_load())
+    await until(lambda: plugin.pids)
+    os.kill(plugin.pids[0], signal.SIGKILL)
+    await loading
+    await asyncio.sleep(1)
+    assert len(plugin.pids) == 3 and children() - before == set(plugin.pids)
+    await plugin.on_unload()
+    assert children() == before
+
+
 async def test_a_plugin_that_is_loaded_twice_has_the_processes_of_one():
     before = children()
     async with loaded(RegoPlugin(SOURCE, workers=2)) as plugin:

@@ -49,11 +49,15 @@ class Pool:
         self._reaping: set[Future[None]] = set()
 
     def add(self, child: Child) -> None:
-        """Take a process in that is ready; raises `ChildEndedError` for one that has ended since."""
+        """Take a process in that is ready; raises `ChildEndedError` for one that has ended since. One too many is ended."""
         if self._closed:
             child.end("it is unloaded")
         if child.ended:
             raise ChildEndedError(child.ended)
+        if len(self.all) >= self._wanted:
+            # One died while the first ones were started: that start makes up for it, and so does its replacement.
+            child.end("there are enough")
+            return
         self.all.append(child)
         self._free(child)
 
