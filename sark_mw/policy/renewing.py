@@ -19,6 +19,12 @@ DRAIN_S = 60.0
 _POLL_S = 0.01
 
 
+def _accept(old: Entry, new: Entry, file: PluginFile) -> None:
+    new.enabled = old.enabled
+    if file.packages is not None:
+        file.packages.accept_successor(old.name, new)
+
+
 async def renewed(old: Entry, file: PluginFile, services: PolicyServices) -> Entry:
     """Load the file of a plugin anew; whatever it raises, nothing of the new version is left."""
     source = await asyncio.to_thread(file.read)
