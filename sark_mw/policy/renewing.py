@@ -46,12 +46,6 @@ async def renewed(old: Entry, file: PluginFile, services: PolicyServices) -> Ent
     return new
 
 
-def _accept(old: Entry, new: Entry, file: PluginFile) -> None:
-    new.enabled = old.enabled
-    if file.packages is not None:
-        file.packages.accept_successor(old.name, new)
-
-
 async def retire(entry: Entry, drain_s: float = DRAIN_S) -> None:
     """Unload a plugin that is in no chain any more, once the rounds are over that began with it, or `drain_s`."""
     try:
