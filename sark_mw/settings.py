@@ -26,13 +26,13 @@ from sark_mw.settings_http import (
     PrincipalSettings,
     RouteSettings,
 )
+from sark_mw.settings_policy import PluginSettings
 from sark_mw.settings_sections import (
     AdminSettings,
     LedgerSettings,
     LimitSettings,
     ModelPriceSettings,
     ObserveSettings,
-    PluginSettings,
     PolicySettings,
     PricingSettings,
     ReservationSettings,
