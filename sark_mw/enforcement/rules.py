@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from sark_mw.errors import ConfigurationError, PolicyEvaluationError
 from sark_mw.policy.base import ObligationKind, PolicyContext, PolicyDecision, PolicyPlugin
 from sark_mw.policy.entries import ON_ERROR
+from sark_mw.policy.named import NamedPlugin
 from sark_mw.settings_policy import RuleSettings
 
 
@@ -70,30 +71,17 @@ def _text(said: object) -> str:
     return str(said).encode("utf-8", "replace").decode()
 
 
-class UnusableRule(PolicyPlugin):
+class UnusableRule(NamedPlugin):
     """Stand for a rule that this process cannot evaluate: it fails, so that its `on_error` decides."""
 
     def __init__(self, rule: Mapping[str, Any], name: str, why: str) -> None:
         told = readable(rule)
-        self._name, self.why = name, _text(why)
-        self._priority: int = told["priority"]
-        self._on_error: str = told["on_error"]
-
-    @property
-    def name(self) -> str:
-        return self._name
+        super().__init__(name, told["priority"], told["on_error"])
+        self.why = _text(why)
 
     @property
     def description(self) -> str:
         return f"cannot be used in this process: {self.why}"
-
-    @property
-    def priority(self) -> int:
-        return self._priority
-
-    @property
-    def on_error(self) -> str:
-        return self._on_error
 
     async def evaluate(self, context: PolicyContext) -> PolicyDecision:
         raise PolicyEvaluationError(f"rule {self._name!r} cannot be used in this process: {self.why}", plugin_name=self._name)

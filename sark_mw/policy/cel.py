@@ -23,7 +23,6 @@ from sark_mw.policy.base import (
     ObligationKind,
     PolicyContext,
     PolicyDecision,
-    PolicyPlugin,
     PolicyServices,
 )
 from sark_mw.policy.cel_bounds import MAX_EXPRESSION, CostlyRuleError, check_bounds
@@ -31,6 +30,7 @@ from sark_mw.policy.cel_tree import Node, Tree, path_of, read_tree
 from sark_mw.policy.cel_values import BUDGET_FIELDS, FROM_LIMITS, VARIABLES, CurrentFigures, values_for
 from sark_mw.policy.document import figures_for
 from sark_mw.policy.judging import MAX_OBLIGATIONS, wrong_with
+from sark_mw.policy.named import NamedPlugin
 from sark_mw.policy.unsendable import UnsendableRequestError, denial
 
 MAX_RULES = 1000
@@ -56,7 +56,7 @@ class _Compiled:
     arguments: frozenset[str] | None
 
 
-class CelPlugin(PolicyPlugin):
+class CelPlugin(NamedPlugin):
     """Judge by rules, in their order: the first that denies decides; obligations of all that apply add up.
 
     Raises `ConfigurationError` for a rule that does not compile, names what is not declared, or may cost too much: with the name,
@@ -77,9 +77,7 @@ class CelPlugin(PolicyPlugin):
     ) -> None:
         if not rules or len(rules) > MAX_RULES:
             raise ConfigurationError(f"{name}: 1 to {MAX_RULES} rules are needed, not {len(rules)}")
-        self._name = name
-        self._priority = priority
-        self._on_error = on_error
+        super().__init__(name, priority, on_error)
         self._description = description
         self._current = CurrentFigures()
         self._environment = _environment(self._current)
@@ -89,18 +87,6 @@ class CelPlugin(PolicyPlugin):
         known = [each for each in named if each is not None]
         self._arguments: frozenset[str] | None = frozenset().union(*known) if len(known) == len(named) else None
         self._limits: LimitReader | None = None
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def priority(self) -> int:
-        return self._priority
-
-    @property
-    def on_error(self) -> str:
-        return self._on_error
 
     @property
     def description(self) -> str:

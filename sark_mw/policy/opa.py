@@ -13,8 +13,9 @@ from urllib.parse import quote, urlsplit
 from weakref import WeakKeyDictionary
 
 from sark_mw.errors import ConfigurationError, PolicyEvaluationError
-from sark_mw.policy.base import LimitReader, PolicyContext, PolicyDecision, PolicyPlugin, PolicyServices
+from sark_mw.policy.base import LimitReader, PolicyContext, PolicyDecision, PolicyServices
 from sark_mw.policy.document import MAX_REPLY_BYTES, document_of, encode, figures_for, on_one_line, read_answer
+from sark_mw.policy.named import NamedPlugin
 from sark_mw.policy.unsendable import UnsendableRequestError, denial
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _MAX_ID = 100
 
 
-class OpaPlugin(PolicyPlugin):
+class OpaPlugin(NamedPlugin):
     """Judge by a rule of an OPA server: `decision` is its path below `data`, as `sark/decision`.
 
     The rule gives `true`, `false` or an object with `allow`, `reason`, `obligations`, `metadata`; an undefined one denies.
@@ -63,9 +64,7 @@ class OpaPlugin(PolicyPlugin):
             raise ConfigurationError(f"{name}: timeout must be above 0 and at most 60 seconds, not {timeout!r}")
         self._url = f"{url.rstrip('/')}/v1/data/{quote(path)}"
         self._seconds = timeout
-        self._on_error = on_error
-        self._name = name
-        self._priority = priority
+        super().__init__(name, priority, on_error)
         self._headers = _headers(name, token, headers or {})
         self._ca_file = ca_file
         self._prompts = frozenset(prompts)
@@ -76,18 +75,6 @@ class OpaPlugin(PolicyPlugin):
         # Connections belong to the loop that they were opened in.
         self._exchanges: set[asyncio.Task[dict[str, Any]]] = set()
         self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx2.AsyncClient] = WeakKeyDictionary()
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def priority(self) -> int:
-        return self._priority
-
-    @property
-    def on_error(self) -> str:
-        return self._on_error
 
     @property
     def timeout(self) -> float | None:

@@ -7,13 +7,14 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from sark_mw.errors import PolicyEvaluationError
-from sark_mw.policy.base import LimitReader, PolicyContext, PolicyDecision, PolicyPlugin, PolicyServices
+from sark_mw.policy.base import LimitReader, PolicyContext, PolicyDecision, PolicyServices
 from sark_mw.policy.document import document_of, encode, figures_for, on_one_line, read_answer
 from sark_mw.policy.engines.process import EngineOptions, EngineProcesses, Held
+from sark_mw.policy.named import NamedPlugin
 from sark_mw.policy.unsendable import UnsendableRequestError, denial
 
 
-class EnginePlugin(PolicyPlugin):
+class EnginePlugin(NamedPlugin):
     """A plugin whose judgement is made in the processes of an engine."""
 
     concurrent = True
@@ -29,26 +30,12 @@ class EnginePlugin(PolicyPlugin):
         limits: bool,
         options: EngineOptions,
     ) -> None:
-        self._name = name
-        self._priority = priority
-        self._on_error = on_error
+        super().__init__(name, priority, on_error)
         self._prompts = frozenset(prompts)
         self._with_limits = limits
         self._reader: LimitReader | None = None
         self._options = options
         self._processes: EngineProcesses | None = None
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def priority(self) -> int:
-        return self._priority
-
-    @property
-    def on_error(self) -> str:
-        return self._on_error
 
     @property
     def timeout(self) -> float | None:
