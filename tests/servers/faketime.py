@@ -6,12 +6,17 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from tests.servers.process import new_directory
+from tests.servers.process import new_directory, wait_until
 from tests.servers.redis_server import RedisServer
+
+ROUNDING = timedelta(milliseconds=1)
 
 
 class FaketimeServer(RedisServer):
-    """A server under libfaketime. Its clock runs on from wherever it is put, forwards or back, over restarts too."""
+    """A server under libfaketime. Its clock runs on from wherever it is put, forwards or back, over restarts too.
+
+    It reads the file of its clock at its own pace: a move returns when the server, if it runs, shows it.
+    """
 
     def __init__(self, binary: Path, library: Path, **options: str | int) -> None:
         directory = new_directory()
@@ -35,12 +40,12 @@ class FaketimeServer(RedisServer):
     def set_offset(self, offset: timedelta) -> None:
         """Put the clock `offset` away from the real one."""
         self._offset_s = offset.total_seconds()
-        self._write_offset()
+        self._move()
 
     def advance(self, step: timedelta) -> None:
         """Move the clock by `step`; a negative one steps it back."""
         self._offset_s += step.total_seconds()
-        self._write_offset()
+        self._move()
 
     def now(self) -> datetime:
         """Return what the server answers to TIME, in UTC."""
@@ -49,8 +54,10 @@ class FaketimeServer(RedisServer):
 
     def recover(self) -> None:
         """Empty the server and put its clock right."""
-        self.set_offset(timedelta())
+        self._offset_s = 0.0
+        self._write_offset()  # it may be paused: nobody can be asked yet
         super().recover()
+        self._move()
 
     def kill(self) -> None:
         """SIGKILL; what libfaketime left in shared memory goes too."""
@@ -59,6 +66,17 @@ class FaketimeServer(RedisServer):
         if pid is not None:
             for name in (f"faketime_shm_{pid}", f"sem.faketime_sem_{pid}"):
                 Path("/dev/shm", name).unlink(missing_ok=True)
+
+    def _move(self) -> None:
+        self._write_offset()
+        if self.running:
+            wait_until(self._is_where_it_was_put, lambda: "the server does not notice that its clock was moved")
+
+    def _is_where_it_was_put(self) -> bool:
+        offset = timedelta(seconds=self._offset_s)
+        before = datetime.now(UTC)
+        seen = self.now() - offset
+        return before - ROUNDING <= seen <= datetime.now(UTC) + ROUNDING
 
     def _write_offset(self) -> None:
         # Replaced whole: the server reads the file at every look at its clock.
