@@ -186,6 +186,14 @@ _REQUESTS = Row(
             queries=quantiles("sark_plugin_blocked_seconds", "plugin"),
         ),
         Panel(
+            title="Breakers of plugins",
+            description="An open one keeps requests from an isolated plugin whose workers keep dying: its on_error decides.",
+            kind="state-timeline",
+            width=6,
+            states=((0, "closed", "green"), (1, "half open", "yellow"), (2, "open", "red")),
+            queries=(query("max by (instance, plugin) (sark_plugin_breaker_state{})", "{{instance}} {{plugin}}"),),
+        ),
+        Panel(
             title="Layers of isolation missing",
             description="Layers that isolated plugins run without, by policy.isolation best-effort; 0 is the good value.",
             kind="stat",

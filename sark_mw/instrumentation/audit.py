@@ -228,6 +228,11 @@ class AuditInstrumentation(NullInstrumentation):
         """Write who blocked the gateway."""
         self._write(logging.ERROR, "sark.plugin", plugin=name, outcome="blocked", seconds=round(seconds, 3))
 
+    def plugin_breaker_changed(self, name: str, state: int) -> None:
+        """Write whether the plugin is asked; that it is not is an error."""
+        level = logging.ERROR if state == BreakerState.OPEN else logging.INFO
+        self._write(level, "sark.plugin", plugin=name, outcome="breaker", state=BreakerState(state).name.lower())
+
     def policy_isolation(self, missing: Sequence[str]) -> None:
         """Write which layers are missing."""
         if missing:

@@ -81,6 +81,9 @@ class Instrumentation(Protocol):
     def plugin_blocked(self, name: str, seconds: float) -> None:
         """Hear that a plugin in this process kept the event loop from everything else: once per block."""
 
+    def plugin_breaker_changed(self, name: str, state: int) -> None:
+        """Hear a `BreakerState` of an isolated plugin's breaker: an open one keeps requests from it, `on_error` decides."""
+
     def policy_isolation(self, missing: Sequence[str]) -> None:
         """Hear which layers of isolation the system lacks while plugins run all the same; none is the good answer."""
 
@@ -155,6 +158,9 @@ class NullInstrumentation:
         """Do nothing."""
 
     def plugin_blocked(self, name: str, seconds: float) -> None:
+        """Do nothing."""
+
+    def plugin_breaker_changed(self, name: str, state: int) -> None:
         """Do nothing."""
 
     def policy_isolation(self, missing: Sequence[str]) -> None:
@@ -263,6 +269,10 @@ class Composite:
     def plugin_blocked(self, name: str, seconds: float) -> None:
         """Tell all."""
         self._tell("plugin_blocked", name, seconds)
+
+    def plugin_breaker_changed(self, name: str, state: int) -> None:
+        """Tell all."""
+        self._tell("plugin_breaker_changed", name, state)
 
     def policy_isolation(self, missing: Sequence[str]) -> None:
         """Tell all."""

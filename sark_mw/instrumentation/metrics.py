@@ -157,6 +157,9 @@ class Metrics:
             _PLUGIN_SECONDS,
             "plugin",
         )
+        self.plugin_breaker = self._gauges(
+            "plugin_breaker_state", "Breaker of an isolated plugin: 0 closed, 1 half open, 2 open.", "livemax", "plugin"
+        )
         self.isolation_missing = self._gauge(
             "policy_isolation_missing_layers", "Layers of isolation that plugins run without: 0 is the good value.", "livemax"
         )

@@ -194,6 +194,10 @@ class PrometheusInstrumentation:
         """Time the block."""
         self.metrics.plugin_blocked(self._plugin(name)).observe(seconds)
 
+    def plugin_breaker_changed(self, name: str, state: int) -> None:
+        """Show the state."""
+        self.metrics.plugin_breaker(self._plugin(name)).set(state)
+
     def policy_isolation(self, missing: Sequence[str]) -> None:
         """Show how many layers are missing."""
         self.metrics.isolation_missing.set(len(missing))

@@ -106,6 +106,14 @@ class PluginLifeObserver(Protocol):
         """Hear that a plugin blocked the event loop for so long; once per block."""
 
 
+@runtime_checkable
+class PluginBreakerObserver(Protocol):
+    """An observer that is told whether isolated plugins are asked at all (any `Instrumentation` is one)."""
+
+    def plugin_breaker_changed(self, name: str, state: int) -> None:
+        """Hear 0: it is asked; 1: one request decides whether it is again; 2: it is not, since its workers keep dying."""
+
+
 class LimitVersion(Protocol):
     """What a reserve must name of the limits in force."""
 

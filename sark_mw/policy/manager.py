@@ -77,8 +77,7 @@ class PolicyPluginManager:
 
     def observe(self, observer: PolicyObserver) -> None:
         """Tell `observer` of every decision from now on, once."""
-        if not any(each is observer for each in self._told.observers):
-            self._told.observers = (*self._told.observers, observer)
+        self._told.observe(observer, tuple(self._entries.values()))
 
     def bind(self, services: PolicyServices) -> None:
         """Lend `services` to every plugin, those that are registered later included."""
@@ -318,6 +317,7 @@ class PolicyPluginManager:
             self._drop(entry)
             raise
         entry.loaded = True
+        self._told.follow(entry)
         self._order()
 
     async def _swap(self, old: Entry, new: Entry) -> None:
@@ -330,6 +330,8 @@ class PolicyPluginManager:
         if not current:
             await retire(new)
             raise OvertakenError(f"plugin {old.name!r} was replaced or removed while its new version was loaded")
+        self._told.leave(old)
+        self._told.follow(new)
         self._order()
         self._retiring.begin(old)
 
@@ -343,6 +345,7 @@ class PolicyPluginManager:
         with self._lock:
             if self._entries.get(entry.name) is entry:
                 del self._entries[entry.name]
+        self._told.leave(entry)
         self._order()
 
     def _order(self) -> None:

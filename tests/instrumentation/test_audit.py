@@ -86,6 +86,7 @@ def test_the_other_events_have_their_names() -> None:
     trail.audit.policy_decided(PolicyDecided(plugin="hours", version="1.0", outcome="denied", allowed=False, reason="night"))
     trail.audit.plugin_loaded("hours", "failed")
     trail.audit.plugin_blocked("hours", 1.5)
+    trail.audit.plugin_breaker_changed("hours", BreakerState.OPEN)
     trail.audit.policy_isolation(())
     trail.audit.policy_isolation(("seccomp",))
     trail.audit.breaker_changed("store", BreakerState.OPEN)
@@ -96,10 +97,10 @@ def test_the_other_events_have_their_names() -> None:
     trail.audit.drift_measured(1, "usd", 0)
     trail.audit.unknown_model("openai", "gpt-99")
     assert [line["event"] for line in trail.lines] == [
-        "sark.expired", "sark.policy", "sark.plugin", "sark.plugin", "sark.plugin", "sark.store", "sark.store", "sark.store",
-        "sark.ledger", "sark.ledger", "sark.estimate",
+        "sark.expired", "sark.policy", "sark.plugin", "sark.plugin", "sark.plugin", "sark.plugin", "sark.store", "sark.store",
+        "sark.store", "sark.ledger", "sark.ledger", "sark.estimate",
     ]  # fmt: skip
-    assert trail.lines[5]["state"] == "open"
+    assert trail.lines[4]["state"] == trail.lines[6]["state"] == "open"
 
 
 def test_every_decision_is_written_with_plugin_version_reason_and_time() -> None:

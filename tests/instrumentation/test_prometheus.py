@@ -126,11 +126,13 @@ async def test_the_life_of_plugins_is_counted() -> None:
     prometheus.plugin_loaded("hours", "loaded")
     prometheus.plugin_loaded("hours", "reloaded")
     prometheus.plugin_blocked("hours", 0.7)
+    prometheus.plugin_breaker_changed("hours", 1)
     prometheus.policy_isolation(("seccomp", "landlock_fs"))
     got = await scrape(prometheus)
     loads = [got[f"sark_plugin_loads_total{{outcome={outcome},plugin=hours}}"] for outcome in ("loaded", "reloaded", "failed")]
     assert loads == [1, 1, 0]
     assert got["sark_plugin_blocked_seconds_sum{plugin=hours}"] == 0.7
+    assert got["sark_plugin_breaker_state{plugin=hours}"] == 1
     assert got["sark_policy_isolation_missing_layers"] == 2
 
 
@@ -150,6 +152,7 @@ async def test_a_thousand_invented_names_make_a_bounded_number_of_series() -> No
         prometheus.plugin_blocked(name, 0.1)
         prometheus.ledger_failed(name)
         prometheus.breaker_changed(name, 2)
+        prometheus.plugin_breaker_changed(name, 2)
         prometheus.reserved(Reserved(outcome=name, seconds=0.1))
         prometheus.limit_event(name, name, name, name, name, "{}")
         prometheus.webhook_delivered(name)

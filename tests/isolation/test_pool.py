@@ -237,7 +237,7 @@ async def test_a_worker_that_works_although_nobody_asked_is_killed() -> None:
 
 
 async def test_a_worker_is_renewed_before_its_processor_time_is_up() -> None:
-    work = b'if word == "work":\n            sum(range(12_000_000))\n        if word == "exit":'
+    work = b'if word == "work":\n            sum(range(3_000_000))\n        if word == "exit":'
     plugin = await loaded(DOER.replace(b'if word == "exit":', work), worker_cpu_s=1)
     try:
         (first,) = plugin.pids

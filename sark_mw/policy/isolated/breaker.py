@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Literal
 
 from sark_mw.policy.isolated.options import IsolationOptions
+
+State = Literal["closed", "probing", "open"]
 
 
 class Breaker:
     """Counts deaths. `closed`: ask; `open`: do not; `probing`: one request decides which of the two comes next."""
 
-    def __init__(self, isolation: IsolationOptions) -> None:
+    def __init__(self, isolation: IsolationOptions, on_change: Callable[[], None]) -> None:
+        self._on_change = on_change
         self._isolation = isolation
         self._deaths: deque[float] = deque(maxlen=isolation.breaker_deaths)
         self._seconds = isolation.breaker_s
         self._in_a_row = 0
         self._unborn_in_a_row = 0
-        self.state: Literal["closed", "open", "probing"] = "closed"
+        self.state: State = "closed"
         self.opened = 0
 
     def died(self, now: float, *, unborn: bool = False) -> float:
@@ -31,7 +35,7 @@ class Breaker:
         if self.state != "closed" or recent or self._unborn_in_a_row >= most:
             if self.state == "probing":
                 self._seconds = min(self._seconds * 2, self._isolation.breaker_most_s)
-            self.state = "open"
+            self._become("open")
             self.opened += 1
             return self._seconds
         if self._in_a_row == 1:
@@ -42,12 +46,18 @@ class Breaker:
         """A worker is ready: an open breaker lets one request through."""
         self._unborn_in_a_row = 0
         if self.state == "open":
-            self.state = "probing"
+            self._become("probing")
 
     def answered(self) -> None:
         """A worker answered."""
         self._in_a_row = 0
         if self.state != "closed":
-            self.state = "closed"
+            self._become("closed")
             self._deaths.clear()
             self._seconds = self._isolation.breaker_s
+
+    def _become(self, state: State) -> None:
+        changed = state != self.state
+        self.state = state
+        if changed:
+            self._on_change()

@@ -7,12 +7,13 @@ import contextlib
 import logging
 import secrets
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from sark_mw.errors import ConfigurationError, PolicyEvaluationError
 from sark_mw.policy.base import PolicyDecision
 from sark_mw.policy.deadline import DeadlineExceededError
-from sark_mw.policy.isolated.breaker import Breaker
+from sark_mw.policy.isolated.breaker import Breaker, State
 from sark_mw.policy.isolated.link import MalformedReplyError, Source, WorkerEndedError, start
 from sark_mw.policy.isolated.options import Hardening, IsolationOptions
 from sark_mw.policy.isolated.replies import Answer, read_answer
@@ -38,7 +39,9 @@ _LEAST_S = 0.001
 class Pool:
     """Workers of one plugin. All of it happens in the event loop it was made in."""
 
-    def __init__(self, zygote: Zygote, source: Source, isolation: IsolationOptions) -> None:
+    def __init__(
+        self, zygote: Zygote, source: Source, isolation: IsolationOptions, on_breaker: Callable[[], None] = lambda: None
+    ) -> None:
         self._zygote = zygote
         self._source = source
         self._isolation = isolation
@@ -46,7 +49,7 @@ class Pool:
         self._seats: list[Seat] = []
         self._starting: set[asyncio.Task[None]] = set()
         self._waiting: deque[Call] = deque()
-        self._breaker = Breaker(isolation)
+        self._breaker = Breaker(isolation, on_breaker)
         self._probe: Call | None = None
         self._held_bytes = 0
         self._in_flight = 1 if isolation.stateless else isolation.pipeline
@@ -60,6 +63,11 @@ class Pool:
     def loop(self) -> asyncio.AbstractEventLoop:
         """Return the event loop that it lives in."""
         return self._loop
+
+    @property
+    def breaker(self) -> State:
+        """Return the state of the breaker."""
+        return self._breaker.state
 
     @property
     def broken(self) -> bool:

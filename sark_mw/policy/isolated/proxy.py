@@ -6,12 +6,13 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sark_mw.errors import ConfigurationError, PolicyEvaluationError
 from sark_mw.policy.base import PolicyDecision, PolicyPlugin
 from sark_mw.policy.context import PolicyContext
+from sark_mw.policy.isolated.breaker import State
 from sark_mw.policy.isolated.hardening import elsewhere
 from sark_mw.policy.isolated.link import MalformedReplyError, Source, WorkerEndedError, start
 from sark_mw.policy.isolated.options import Hardening, IsolationOptions
@@ -23,6 +24,8 @@ from sark_mw.policy.unsendable import UnsendableRequestError, denial
 
 logger = logging.getLogger(__name__)
 
+#: As metrics know them, the worse the higher.
+_BREAKER: dict[State, int] = {"closed": 0, "probing": 1, "open": 2}
 _FAILURES = (OSError, WorkerEndedError, MalformedReplyError)
 
 
@@ -38,6 +41,9 @@ class IsolatedPlugin(PolicyPlugin):
         self._pools: dict[int, Pool] = {}
         self._zygote: Zygote | None = None
         self._unloaded = False
+        #: Hears each `breaker_state` that differs from the one before.
+        self.on_breaker: Callable[[int], None] | None = None
+        self.breaker_state = 0
 
     @property
     def name(self) -> str:
@@ -135,6 +141,13 @@ class IsolatedPlugin(PolicyPlugin):
         except UnsendableRequestError as error:
             return denial(error)
 
+    def _breaker_moved(self) -> None:
+        """Tell of the worst of the event loops."""
+        state = max((_BREAKER[pool.breaker] for pool in tuple(self._pools.values())), default=0)
+        changed, self.breaker_state = state != self.breaker_state, state
+        if changed and self.on_breaker is not None:
+            self.on_breaker(state)
+
     def _pool(self) -> Pool:
         loop = asyncio.get_running_loop()
         pool = self._pools.get(id(loop))
@@ -150,7 +163,7 @@ class IsolatedPlugin(PolicyPlugin):
                 if other.loop.is_closed():
                     other.close()
                     del self._pools[key]
-            pool = self._pools[id(loop)] = Pool(self._zygote, self._source, self._isolation)
+            pool = self._pools[id(loop)] = Pool(self._zygote, self._source, self._isolation, self._breaker_moved)
         return pool
 
 
