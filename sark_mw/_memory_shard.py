@@ -8,8 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from sark_mw._memory_counters import Counters
-from sark_mw._memory_grants import Grants, event_json
-from sark_mw._memory_records import Hold, Tombstone, remembered
+from sark_mw._memory_ended import Ended
+from sark_mw._memory_entries import Entries
+from sark_mw._memory_grants import Grants
+from sark_mw._memory_records import Hold, Tombstone
+from sark_mw._memory_settling import Settling
 from sark_mw.limit import Limit
 from sark_mw.reservation import (
     MAX_LEASE_MS,
@@ -25,33 +28,27 @@ from sark_mw.reservation import (
 )
 from sark_mw.store.base import Grant, LiveHold, OutboxEntry, RestoredCounter, RestoredReservation
 
-_ENDED = {Resolution.SETTLE: Outcome.SETTLED, Resolution.RELEASE: Outcome.RELEASED}
-
 
 class Shard:
     """The state of one shard; empty and without an epoch until it is restored."""
 
     def __init__(self, number: int, retention_ms: int, publish: Callable[[OutboxEntry], None]) -> None:
         self.number = number
-        self.epoch = ""
-        self.seq = 0
         self.version = 0
         self._retention_ms = retention_ms
-        self._publish = publish
         self._limits: dict[tuple[str, str], Limit] = {}
-        self._counters = Counters(retention_ms)
-        self._grants = Grants(self._counters.amounts, self._event, retention_ms)
-        self._now = 0
-        self._keys: dict[str, tuple[str, str]] = {}
-        self._keys_before: dict[str, tuple[str, str]] = {}
-        self._holds: dict[str, Hold] = {}
-        self._done: dict[str, Tombstone] = {}
-        self._done_before: dict[str, Tombstone] = {}
-        self._done_since_ms = 0
-        # Kept for `check` alone: this epoch's ledger, and its sum for each counter.
-        self._ledger: list[OutboxEntry] = []
-        self._ledger_sums: Sums[str] = Sums()
-        self._events = 0
+        self._entries = Entries(number, publish)
+        self._begin(Ended(retention_ms))
+
+    @property
+    def epoch(self) -> str:
+        """Return the epoch of the data; empty before it is restored."""
+        return self._entries.epoch
+
+    @property
+    def seq(self) -> int:
+        """Return the number of the last ledger entry."""
+        return self._entries.seq
 
     def reserve(self, request: Reserve, now: int) -> ReserveReply:
         """Hold every need on every line, or nothing."""
@@ -69,7 +66,7 @@ class Shard:
     def settle(self, request: Settle, now: int) -> SettleReply:
         """Book a reservation or a part of it, or release it; before the sweep, so that it wins over its expiry."""
         self._rotate(now)
-        reply = self._resolve(request, now)
+        reply = self._settling.resolve(request, now)
         self.sweep(now)
         return reply
 
@@ -80,7 +77,7 @@ class Shard:
         if reservation_id in self._holds:
             self._holds[reservation_id].lease_ends_ms = now + lease_ms
             outcome = Outcome.EXTENDED
-        elif stone := self._tombstone(reservation_id):
+        elif stone := self._ended.get(reservation_id):
             outcome = stone.resolution
         self.sweep(now)
         return ExtendReply(reservation_id=reservation_id, outcome=outcome, at_ms=now)
@@ -108,7 +105,7 @@ class Shard:
                 freed = hold.remaining.get(line.unit, 0)
                 self._counters.book(line, extra.get(line.unit, 0), freed=freed, made_ms=hold.made_ms, now=now)
             hold.entries += 1
-            self._done[name] = hold.ended(Outcome.EXPIRED, extra)
+            self._ended.put(name, hold.ended(Outcome.EXPIRED, extra))
             entry = Settle(
                 reservation_id=name,
                 root=hold.root,
@@ -119,7 +116,7 @@ class Shard:
                 estimated=True,
                 entry=hold.entry,
             )
-            self._append(entry, hold.entries, extra, now)
+            self._entries.append(entry, hold.entries, extra, now)
         self._fire(now)
         return len(dead)
 
@@ -140,20 +137,20 @@ class Shard:
         if epoch != self.epoch or not self._grants.repair(counter, seq, self.seq):
             return Outcome.STALE
         self._counters.add(counter, change)
-        self._ledger_sums[counter] += change
+        self._entries.sums[counter] += change
         return Outcome.REPAIRED
 
     def give_back(self, booked: Reserve, now: int) -> bool:
         """Take back what a booking without a hold counted, where it was counted."""
         self._rotate(now)
-        stone = self._tombstone(booked.reservation_id)
+        stone = self._ended.get(booked.reservation_id)
         if stone is None or stone.resolution != Outcome.SETTLED or stone.known:
             return False
         amounts = {need.unit: -need.held for need in booked.needs}
         for line in booked.lines:
             self._counters.book_late(line, amounts.get(line.unit, 0), made_ms=stone.made_ms, now=now)
-        self._note(booked.lines, amounts)
-        self._done[booked.reservation_id] = replace(stone, resolution=Outcome.RELEASED)
+        self._entries.note(booked.lines, amounts)
+        self._ended.put(booked.reservation_id, replace(stone, resolution=Outcome.RELEASED))
         return True
 
     def holds(self, root: str, most: int, now: int) -> list[LiveHold]:
@@ -203,43 +200,44 @@ class Shard:
         if self.epoch:
             return
         self._limits = {(limit.root, limit.limit_id): limit for limit in limits}
-        self._counters = Counters(self._retention_ms)
-        self._grants = Grants(self._counters.amounts, self._event, self._retention_ms)
+        self._entries.restore(epoch or secrets.token_hex(8), last_seq, counters)
+        self._begin(Ended(self._retention_ms, resolved, now))
         self._grants.restore(grants)
-        self._holds, self._keys, self._keys_before = {}, {}, {}
-        self._ledger, self._ledger_sums = [], Sums()
         for counter in counters:
             self._counters.restore(counter.line, counter.spent, now)
-            self._ledger_sums[counter.line.counter] += counter.spent
-        self._done = {each.reservation_id: remembered(each) for each in resolved}
-        self._done_before, self._done_since_ms = {}, now
-        self.seq, self.version, self.epoch = last_seq, 1, epoch or secrets.token_hex(8)
+        self.version = 1
 
     def abandon(self, epoch: str) -> str:
         """Give up the data of this epoch; return the one in force."""
-        self.epoch = "" if self.epoch == epoch else self.epoch
+        if self.epoch == epoch:
+            self._entries.epoch = ""
         return self.epoch
 
     def check(self) -> None:
         """Raise AssertionError unless the invariants of the books hold on all of the shard's state."""
         held: Sums[str] = Sums()
         for name, hold in self._holds.items():
-            assert name not in self._done, f"{name} is live and resolved"
+            assert self._ended.get(name) is None, f"{name} is live and resolved"
             assert all(amount >= 0 for amount in hold.remaining.values()), f"{name} holds less than nothing: {hold}"
             for line in hold.lines:
                 held[line.counter] += hold.remaining.get(line.unit, 0)
-        self._counters.check(held, self._ledger_sums)
-        sequence = [entry.shard_seq for entry in self._ledger]
-        assert sequence == list(range(self.seq - len(sequence) + 1, self.seq + 1)), f"the ledger has a gap: {sequence}"
-        parts = [(entry.reservation_id, entry.part, entry.reserved_ms) for entry in self._ledger]
-        assert len(parts) == len(set(parts)), f"a part was entered twice: {parts}"
+        self._counters.check(held, self._entries.sums)
+        self._entries.check()
+
+    def _begin(self, ended: Ended) -> None:
+        """Hold nothing, and count from nothing."""
+        self._holds: dict[str, Hold] = {}
+        self._ended = ended
+        self._counters = Counters(self._retention_ms)
+        self._grants = Grants(self._counters.amounts, self._entries.event, self._retention_ms)
+        self._settling = Settling(self._holds, ended, self._counters, self._entries, self._retention_ms)
 
     def _known(self, request: Reserve, now: int) -> ReserveReply | None:
         """Answer a reserve whose id was decided before as it stands now."""
         reply = ReserveReply(reservation_id=request.reservation_id, outcome=Outcome.HELD, at_ms=now, repeated=True)
         if hold := self._holds.get(request.reservation_id):
             return replace(reply, made_ms=hold.made_ms)
-        if stone := self._tombstone(request.reservation_id):
+        if stone := self._ended.get(request.reservation_id):
             if stone.resolution == Outcome.HELD:
                 # Its parts were booked before the data was lost; what they left of it may be held again.
                 return None if request.made_ms and request.lease_ms else replace(reply, made_ms=stone.made_ms)
@@ -249,12 +247,12 @@ class Shard:
 
     def _same_key(self, request: Reserve, now: int) -> ReserveReply | None:
         """Tell of another reservation with the same idempotency key that is held or settled."""
-        seen = self._keys.get(request.key) or self._keys_before.get(request.key)
+        seen = self._ended.keyed(request.key)
         if not request.key or seen is None or seen[1] == request.reservation_id:
             return None
         fingerprint, name = seen
         reply = ReserveReply(reservation_id=name, outcome=Outcome.IN_FLIGHT, at_ms=now)
-        stone = self._tombstone(name)
+        stone = self._ended.get(name)
         if fingerprint != request.fingerprint:
             return replace(reply, reservation_id=request.reservation_id, outcome=Outcome.KEY_REUSED)
         if name in self._holds or (stone and stone.resolution == Outcome.HELD):
@@ -269,7 +267,7 @@ class Shard:
         again = request.made_ms > 0
         if not again and any(now < line.starts_ms or (line.ends_ms and now >= line.ends_ms) for line in request.lines):
             return reply
-        stone = self._tombstone(request.reservation_id)
+        stone = self._ended.get(request.reservation_id)
         known = dict(stone.known) if stone else {}
         need = {need.unit: max(need.held - known.get(need.unit, 0), 0) for need in request.needs}
         refusing, shadow = [], []
@@ -283,7 +281,7 @@ class Shard:
         if refusing and not again:
             return replace(reply, outcome=Outcome.EXCEEDS_LIMIT, exceeded=tuple(refusing), shadowed=tuple(shadow))
         if request.key:
-            self._keys[request.key] = (request.fingerprint, request.reservation_id)
+            self._ended.put_key(request.key, request.fingerprint, request.reservation_id)
         taken = self._hold if request.lease_ms > 0 else self._book_at_once
         outcome = taken(request, lines, need, now)
         return replace(reply, outcome=outcome, made_ms=request.made_ms or now, shadowed=tuple(shadow))
@@ -291,7 +289,7 @@ class Shard:
     def _hold(self, request: Reserve, lines: Sequence[Line], need: Mapping[str, int], now: int) -> Outcome:
         for line in lines:
             self._counters.hold(line, need.get(line.unit, 0), now, again=request.made_ms > 0)
-        stone = self._done.pop(request.reservation_id, None) or self._done_before.pop(request.reservation_id, None)
+        stone = self._ended.take(request.reservation_id)
         self._holds[request.reservation_id] = Hold(
             root=request.root,
             made_ms=request.made_ms or now,
@@ -310,9 +308,9 @@ class Shard:
     def _book_at_once(self, request: Reserve, lines: Sequence[Line], need: Mapping[str, int], now: int) -> Outcome:
         for line, asked in zip(lines, request.lines, strict=True):
             self._counters.book_at_once(line, need.get(line.unit, 0), now, asked)
-        self._done[request.reservation_id] = Tombstone(resolution=Outcome.SETTLED, last_part=1, entries=1, made_ms=now)
+        self._ended.put(request.reservation_id, Tombstone(resolution=Outcome.SETTLED, last_part=1, entries=1, made_ms=now))
         if request.entry == "{}":
-            self._note(request.lines, need)
+            self._entries.note(request.lines, need)
         else:
             entry = Settle(
                 reservation_id=request.reservation_id,
@@ -322,125 +320,8 @@ class Shard:
                 made_ms=now,
                 entry=request.entry,
             )
-            self._append(entry, 1, need, now)
+            self._entries.append(entry, 1, need, now)
         return Outcome.BOOKED
-
-    def _resolve(self, request: Settle, now: int) -> SettleReply:
-        reply = SettleReply(reservation_id=request.reservation_id, outcome=Outcome.FORGOTTEN, at_ms=now)
-        if hold := self._holds.get(request.reservation_id):
-            by_hand = request.kind == Resolution.RELEASE and request.part == 0
-            if request.part <= hold.last_part and not by_hand:
-                return replace(reply, outcome=Outcome.HELD, repeated=True)
-            return self._resolve_hold(request, hold, reply, now)
-        if stone := self._tombstone(request.reservation_id):
-            same = stone.resolution == Outcome.RELEASED and request.kind == Resolution.RELEASE
-            if stone.resolution == Outcome.SETTLED or request.part <= stone.last_part or same:
-                outcome = Outcome.HELD if request.kind == Resolution.PARTIAL else stone.resolution
-                return replace(reply, outcome=outcome, repeated=True)
-            return self._correct(request, stone, reply, now)
-        return self._book_unknown(request, reply, now)
-
-    def _resolve_hold(self, request: Settle, hold: Hold, reply: SettleReply, now: int) -> SettleReply:
-        stated = _stated(request, hold.known, hold.known)
-        booked = {unit: amount - hold.known.get(unit, 0) for unit, amount in stated.items()}
-        if not self._counters.can_book(hold.lines, booked):
-            return replace(reply, outcome=Outcome.OUT_OF_RANGE)
-        left = {unit: hold.remaining.get(unit, 0) for unit in stated}
-        overrun = tuple((unit, amount - left[unit]) for unit, amount in sorted(booked.items()) if amount > left[unit])
-        final = request.kind != Resolution.PARTIAL
-        # A cost that falls again is held again, as spent falls by as much.
-        still = {unit: 0 if final else max(hold.ceiling.get(unit, 0) - stated[unit], 0) for unit in left}
-        freed = {unit: left[unit] - still[unit] for unit in left}
-        for line in hold.lines:
-            amount, free = booked.get(line.unit, 0), freed.get(line.unit, 0)
-            self._counters.book(line, amount, freed=free, made_ms=hold.made_ms, now=now)
-        hold.remaining = still
-        hold.known, hold.last_part, hold.entries = stated, max(request.part, hold.last_part), hold.entries + 1
-        entry = replace(request, root=hold.root, lines=hold.lines, made_ms=hold.made_ms)
-        self._append(entry, hold.entries, booked, now)
-        if final:
-            del self._holds[request.reservation_id]
-            self._done[request.reservation_id] = hold.ended(_ENDED[request.kind])
-        return replace(reply, outcome=_ENDED.get(request.kind, Outcome.HELD), overrun=overrun)
-
-    def _correct(self, request: Settle, stone: Tombstone, reply: SettleReply, now: int) -> SettleReply:
-        """Book the difference between the truth and what is booked already, in the reservation's own period."""
-        so_far = {unit: stone.known.get(unit, 0) + stone.estimated.get(unit, 0) for unit in (*stone.known, *stone.estimated)}
-        stated = _stated(request, stone.known, so_far)
-        booked = {unit: amount - so_far.get(unit, 0) for unit, amount in stated.items()}
-        lines = stone.lines or request.lines
-        if not self._counters.can_book(lines, booked):
-            return replace(reply, outcome=Outcome.OUT_OF_RANGE)
-        for line in lines:
-            self._counters.book_late(line, booked.get(line.unit, 0), made_ms=stone.made_ms, now=now)
-        entry = replace(request, lines=lines, made_ms=stone.made_ms)
-        self._append(entry, stone.entries + 1, booked, now, late=True)
-        self._done[request.reservation_id] = replace(
-            stone,
-            resolution=_ENDED.get(request.kind, stone.resolution),
-            last_part=request.part,
-            entries=stone.entries + 1,
-            known=stated,
-            estimated={},
-        )
-        return replace(reply, outcome=_ENDED.get(request.kind, Outcome.HELD), late=True)
-
-    def _book_unknown(self, request: Settle, reply: SettleReply, now: int) -> SettleReply:
-        """Book in full what nothing is known of, unless it is so old that it may just be forgotten."""
-        # Parts before this one went into the ledger from a hold whose data is gone.
-        entries = max(request.part - 1, 0)
-        unknown = Tombstone(resolution=Outcome.RELEASED, last_part=0, entries=entries, made_ms=request.made_ms)
-        if request.kind == Resolution.RELEASE and not request.amounts:
-            # Its reserve may still be on the way: it must find the reservation ended.
-            self._done[request.reservation_id] = replace(unknown, last_part=request.part, made_ms=now)
-            return replace(reply, outcome=Outcome.RELEASED, late=True)
-        if request.made_ms <= 0 or now - request.made_ms > self._retention_ms:
-            return reply
-        # If only a part comes, what it leaves may be held again.
-        return self._correct(request, replace(unknown, resolution=Outcome.HELD), reply, now)
-
-    def _append(self, request: Settle, part: int, booked: Mapping[str, int], now: int, *, late: bool = False) -> None:
-        self.seq += 1
-        entry = OutboxEntry(
-            stream_id=f"{now}-{self.seq}",
-            shard=self.number,
-            shard_seq=self.seq,
-            epoch=self.epoch,
-            reservation_id=request.reservation_id,
-            part=part,
-            kind=request.kind,
-            root=request.root,
-            reserved_ms=request.made_ms,
-            booked_ms=now,
-            booked=tuple((unit, amount) for unit, amount in sorted(booked.items()) if amount),
-            estimated=request.estimated,
-            late=late,
-            entry_json=request.entry,
-        )
-        self._note(request.lines, booked)
-        self._ledger.append(entry)
-        self._publish(entry)
-
-    def _event(self, kind: str, counter: str, event_id: str, detail: Mapping[str, object]) -> None:
-        """Publish what happened to a limit: it moves no counter and has no number."""
-        self._events += 1
-        entry = OutboxEntry(
-            stream_id=f"{self._now}-e{self._events}",
-            shard=self.number,
-            shard_seq=0,
-            epoch=self.epoch,
-            reservation_id=event_id,
-            part=1,
-            kind=kind,
-            root=counter.partition("|")[0],
-            reserved_ms=self._now,
-            booked_ms=self._now,
-            booked=(),
-            estimated=False,
-            late=False,
-            entry_json=event_json(detail),
-        )
-        self._publish(entry)
 
     def _look(self, lines: Sequence[Line], now: int) -> None:
         """Take off what left rolling windows: a threshold's mark falls with the sum."""
@@ -464,31 +345,12 @@ class Shard:
     def _forget(self, counter: str) -> None:
         self._grants.drop(counter)
         self._counters.drop(counter)
-        del self._ledger_sums[counter]
-
-    def _note(self, lines: Sequence[Line], booked: Mapping[str, int]) -> None:
-        for line in lines:
-            self._ledger_sums[line.counter] += booked.get(line.unit, 0)
+        del self._entries.sums[counter]
 
     def _balances(self, lines: Sequence[Line], now: int) -> tuple[Balance, ...]:
         read = [(line, *self._counters.read(line, now)) for line in lines]
         return tuple(Balance(line=line, spent=spent, held=held) for line, spent, held in read)
 
-    def _tombstone(self, reservation_id: str) -> Tombstone | None:
-        return self._done.get(reservation_id) or self._done_before.get(reservation_id)
-
     def _rotate(self, now: int) -> None:
-        """Forget the older generation of tombstones; each lives between one and two retentions, as server time passes."""
-        self._now = now
-        if now < self._done_since_ms:
-            self._done_since_ms = now  # the clock went back: the generation begins anew, but forgets nothing
-        elif now - self._done_since_ms > self._retention_ms:
-            self._done_before, self._done, self._done_since_ms = self._done, {}, now
-            self._keys_before, self._keys = self._keys, {}
-
-
-def _stated(request: Settle, known: Mapping[str, int], so_far: Mapping[str, int]) -> dict[str, int]:
-    """Say what the reservation has cost by this request: what it states, or what it adds to all that is booked so far."""
-    if request.relative:
-        return {**so_far, **{unit: max(so_far.get(unit, 0) + amount, 0) for unit, amount in request.amounts}}
-    return {**known, **dict(request.amounts)}
+        self._entries.now = now
+        self._ended.rotate(now)
