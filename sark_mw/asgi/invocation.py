@@ -65,6 +65,7 @@ def invocation_for(incoming: Incoming) -> Invocation:
             "path": scope["path"],
             "wire": call.wire,
             "operation": call.operation.value,
+            "stream": call.stream,
             "body_bytes": len(call.raw),
             "approval": single(scope["headers"], APPROVAL),
         },

@@ -13,7 +13,7 @@ from sark_mw.asgi.asserted import Asserted, asserted_by
 from sark_mw.asgi.body import BodyFault, discard_body, forwarded_headers, read_body
 from sark_mw.asgi.booking import ask_estimator
 from sark_mw.asgi.exchange import Exchange
-from sark_mw.asgi.idempotency import KeptResponses, idempotency_of
+from sark_mw.asgi.idempotency import Kept, KeptResponses, idempotency_of
 from sark_mw.asgi.instead import Attempt, Instead, target_of
 from sark_mw.asgi.invocation import Incoming, invocation_for
 from sark_mw.asgi.payer import payer_of, start_late
@@ -82,6 +82,8 @@ class MeteredRequest:
             await self._exchange(answer)
         elif isinstance(answer, Refusal):
             await self._replay_or_refuse(answer)
+        elif isinstance(answer, Kept):
+            await self._replay(answer)
         elif answer is BodyFault.CLIENT_GONE:
             self._tell(RequestOutcome.INVALID, None, reason=answer.value)
         else:
@@ -89,7 +91,7 @@ class MeteredRequest:
 
     # --- before the app ----------------------------------------------------------------------------------------------
 
-    async def _admit(self) -> Attempt | Refusal | BodyFault | None:
+    async def _admit(self) -> Attempt | Refusal | BodyFault | Kept | None:
         """Decide: an attempt that was admitted, or why nothing was; None lets a message pass that costs nothing."""
         front = self._front
         if refused := self._refuse_unread():
@@ -111,6 +113,8 @@ class MeteredRequest:
             self._said = asserted_by(payer, self._route, call, self._scope["headers"])
             if front.sark.settings.http.idempotency == "on" and not payer.anonymous:
                 self._idempotency = idempotency_of(payer, self._scope, body)
+            if kept := front.kept.find(self._idempotency, self._scope["headers"]):
+                return kept  # it costs nothing: no policy is to count it, nor to ask for another approval
             attempt = await front.instead.admit(self._route.wire, call, self._scope, self._invoke)
         except InvalidRequestError as error:
             return self._refusal(kind_of(error), str(error), param=error.param)
@@ -169,8 +173,15 @@ class MeteredRequest:
             self._front.sark.instrumentation.idempotent_replayed(outcome if kept is None else "replayed")
         if kept is None:
             return await self._refuse(refusal)
+        return await self._send_kept(kept)
+
+    async def _replay(self, kept: Kept) -> None:
+        self._front.sark.instrumentation.idempotent_replayed("replayed")
+        await self._send_kept(kept)
+
+    async def _send_kept(self, kept: Kept) -> None:
         self._tell(RequestOutcome.PASSED, kept.status, reason="replayed")
-        return await send_response(self._scope, self._send, kept.response)
+        await send_response(self._scope, self._send, kept.response)
 
     async def _refuse(self, refusal: Refusal) -> None:
         call = self._call

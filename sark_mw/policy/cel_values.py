@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -101,7 +101,7 @@ def values_for(
         if name in _SIMPLE:
             values[name] = budget.text(_SIMPLE[name](context))
     if "request.stream" in names:
-        values["request.stream"] = context.arguments.get("stream") is True
+        values["request.stream"] = streams(context)
     if "request.estimated_usd" in names:
         values["request.estimated_usd"] = int(environment.get("estimated_nanos") or 0) / _NANOS
     if "request.output_limit" in names:
@@ -120,6 +120,18 @@ def values_for(
     if ("spend" in names or "remaining" in names) and (whole := tightest(figures)) is not None:
         values["spend"], values["remaining"] = whole["spent"], whole["remaining"]
     return values
+
+
+def streams(context: PolicyContext) -> bool:
+    """Tell whether the answer is asked for as a stream: some wires say so in the path."""
+    known = context.environment.get("stream")
+    return known if isinstance(known, bool) else context.arguments.get("stream") is True
+
+
+def model_of(context: PolicyContext) -> object:
+    """Give the model that a request names; the arguments of a tool are not about models, whatever they are called."""
+    known = context.environment.get("model")
+    return known or ("" if context.environment.get("wire") == "mcp" else context.arguments.get("model"))
 
 
 def output_limit(context: PolicyContext) -> int:
@@ -149,8 +161,8 @@ def _endpoint(context: PolicyContext) -> str:
     )
 
 
-_SIMPLE = {
-    "request.model": lambda context: context.environment.get("model") or context.arguments.get("model"),
+_SIMPLE: Mapping[str, Callable[[PolicyContext], object]] = {
+    "request.model": model_of,
     "request.provider": lambda context: context.environment.get("provider"),
     "request.action": lambda context: context.action,
     "request.capability": lambda context: context.capability_id,

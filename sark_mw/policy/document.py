@@ -14,7 +14,7 @@ from typing import Any
 
 from sark_mw.errors import PolicyEvaluationError
 from sark_mw.policy.base import LimitFigures, LimitReader, Obligation, PolicyContext, PolicyDecision
-from sark_mw.policy.cel_values import output_limit
+from sark_mw.policy.cel_values import model_of, output_limit, streams
 from sark_mw.policy.needs import PROMPTS
 from sark_mw.policy.unsendable import UnsendableRequestError
 
@@ -58,13 +58,13 @@ def document_of(context: PolicyContext, figures: Sequence[LimitFigures] = (), pr
         "action": context.action,
         "capability": context.capability_id,
         "resource": context.resource_id,
-        "model": environment.get("model") or arguments.get("model") or "",
+        "model": model_of(context) or "",
         "provider": environment.get("provider") or "",
         "root": environment.get("root") or "",
         "scopes": list(environment.get("scopes") or ()),
         "estimated_usd": int(environment.get("estimated_nanos") or 0) / _NANOS,
         "output_limit": output_limit(context),
-        "stream": arguments.get("stream") is True,
+        "stream": streams(context),
         "arguments": shown,
         "environment": {name: value for name, value in environment.items() if name not in _NAMED},
         "limits": [_shown(each) for each in figures],

@@ -371,3 +371,32 @@ async def test_a_replay_has_the_length_of_its_body_over_a_real_socket(tmp_path: 
         await gateway.quiet()
         again = await client.post(f"{url}/v1/chat/completions", json=asked)
     assert again.content == first.content and again.headers["x-sark-replayed"] == "true"
+
+
+async def test_a_retry_of_what_is_kept_is_no_new_request_to_policies(make: MakeGateway) -> None:
+    provider = FakeProvider()
+    once = {"plugins": [{"name": "rate_limit", "options": {"max_requests": 1}}]}
+    gateway = await make(provider, policy=once)
+    first = await gateway.post(headers=KEY)
+    await gateway.quiet()
+    again = await gateway.post(headers=KEY)
+    assert (first.status, again.status, again.headers.get("x-sark-replayed")) == (200, 200, "true")
+    assert again.body == first.body
+    assert (await gateway.post(headers={"idempotency-key": "k-2"})).status == 403
+    assert provider.requests == 1
+
+
+async def test_a_retry_of_an_approved_request_asks_for_no_other_approval(tmp_path: Path) -> None:
+    policy = {"plugins": [{"name": "approval", "options": {"above_usd": 0}}]}
+    settings = settings_for(tmp_path, admin={"token": "x" * 40}, policy=policy)
+    async with gateway_for(FakeProvider(), settings, on_fakeredis=True, principal=named) as gateway:
+        asked = await gateway.post(headers=KEY)
+        approval_id = asked.json["error"]["message"].rsplit(": ", 1)[1]
+        granted = await gateway.sark.approvals.grant("default", approval_id, valid_s=100)
+        headers = KEY | {"x-sark-approval": granted.token}
+        first = await gateway.post(headers=headers)
+        await gateway.quiet()
+        again = await gateway.post(headers=headers)
+        assert (asked.status, first.status, again.status) == (403, 200, 200)
+        assert again.body == first.body
+        assert await gateway.sark.approvals.waiting("default") == []

@@ -22,7 +22,6 @@ def _each(path: Path) -> str:
 
 
 @pytest.mark.redis
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("path", PAGES, ids=_each)
 def test_the_page_does_what_it_says(path: Path, tmp_path: Path, free_port: Callable[[], int]) -> None:
     if lookup.valkey_binary() is None:
