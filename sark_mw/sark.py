@@ -163,6 +163,7 @@ class Sark:
         run_budget: Decimal | int | str | None = None,
         idempotency_key: str | None = None,
         obeys: Sequence[str] = (),
+        approval: str | None = None,
     ) -> AsyncIterator[DirectReservation]:
         """Hold what a call may cost; leaving the block without a settle releases it, a crash lets it expire.
 
@@ -170,8 +171,8 @@ class Sark:
         `provider` ("openai", "anthropic", or an estimator of your own). `asserted` scopes (`end_user:…`, `tag:…`) are touched
         where a limit is about them. All calls of a `run` of this principal share its `run_budget`, in dollars. A call with the
         `idempotency_key` of one that is in flight or done is refused. `obeys` names the kinds of obligations (`use_model`,
-        `cap_output_tokens`) that the caller sees to itself, by `reservation.obligations`; otherwise these deny. Raises
-        `RefusedError`; `ConfigurationError` for neither.
+        `cap_output_tokens`) that the caller sees to itself, by `reservation.obligations`; otherwise these deny. `approval` is an
+        administrator's token, as `x-sark-approval` carries it. Raises `RefusedError`; `ConfigurationError` for neither.
         """
         estimator = self._estimator(estimate, provider)
         settings = self.settings.principal
@@ -183,6 +184,7 @@ class Sark:
             scopes=self._members.of((principal, *scopes, *settings.default_scopes, *([run_scope] if run_scope else []))),
             request_id=new_reservation_id(),
             metadata=metadata,
+            environment={"approval": approval} if approval else {},
             asserted=tuple(asserted),
             extra_limits=(limit_of_run(root or settings.root, run_scope, run_budget),) if run_scope else (),
             obeys=frozenset(obeys),

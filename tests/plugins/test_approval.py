@@ -14,7 +14,7 @@ import pytest
 from plugins.approval import ApprovalPlugin
 from sark_mw import ConfigurationError, PolicyContext, PolicyDecision, PolicyPluginManager
 from sark_mw._fake_provider import FakeProvider
-from sark_mw.errors import LedgerUnavailableError
+from sark_mw.errors import LedgerUnavailableError, RefusedError
 from tests.asgi.driving import CHAT, LONG, Answer, Gateway, gateway_for, settings_for
 from tests.cli.running import printed, sark
 from tests.policy.samples import Sample, a_context
@@ -108,6 +108,21 @@ async def test_a_dear_request_waits_and_goes_on_once_with_the_administrators_tok
     (event,) = (await office.admin("GET", "/events", query=b"kind=approval"))["events"]
     assert (event["scope"], event["reason"], event["actor"]) == ("user:a", "quarterly report", "admin")
     assert token not in json.dumps(event)
+
+
+async def test_a_call_without_http_brings_its_token_along_too(office: Office) -> None:
+    sark = office.gateway.sark
+    call: dict[str, Any] = {"principal": "user:job", "estimate": "0.5"}
+    with pytest.raises(RefusedError, match="needs an approval"):
+        async with sark.reserve(**call):
+            pass
+    (waits,) = await office.waiting()
+    token = await office.approved(waits["id"])
+    async with sark.reserve(**call, approval=token) as reservation:
+        reservation.settle("0.4")
+    with pytest.raises(RefusedError, match="the approval has been used"):
+        async with sark.reserve(**call, approval=token):
+            pass
 
 
 async def test_a_token_is_used_once_by_all_processes_together(make: MakeOffice) -> None:
