@@ -18,6 +18,12 @@ _PLAIN_TYPES = frozenset({"function", "custom"})
 _DECLARED = ("functionDeclarations", "function_declarations")
 #: Where a request names models that its provider may take instead of its own: OpenRouter's, Anthropic's and LiteLLM's.
 _INSTEAD = ("models", "fallbacks", "context_window_fallbacks", "content_policy_fallbacks")
+#: What is read of every request, by the names of `needs`: an isolated one sees nothing else.
+_READ = frozenset({"principal_id", "capability_id", "model", "environment.scopes", "environment.wire", "arguments.tools"})
+#: What is read where a rule is about tools; a conversation is among it, since it may bring some along.
+_READ_FOR_TOOLS = frozenset(
+    f"arguments.{name}" for name in ("functions", "web_search_options", "mcp_servers", "plugins", "input", "messages")
+)
 #: Items of a Responses conversation that bring tools along.
 _BRINGING = ("additional_tools", "tool_search_output")
 _WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
@@ -72,6 +78,11 @@ class AllowListPlugin(PolicyPlugin):
     @property
     def name(self) -> str:
         return self._name
+
+    @property
+    def needs(self) -> frozenset[str]:
+        of_tools = _READ_FOR_TOOLS if any(rule.about_tools for rule in self._rules) else frozenset()
+        return _READ | {f"arguments.{name}" for name in _INSTEAD} | of_tools
 
     async def evaluate(self, context: PolicyContext) -> PolicyDecision:
         touched = [context.principal_id, *context.environment.get("scopes", ())]

@@ -24,6 +24,7 @@ class BusinessHoursPlugin(PolicyPlugin):
     version = "1.1.0"
     description = "Allow requests only within business hours"
     priority = 10
+    needs = frozenset({"timestamp"})
 
     def __init__(
         self,
