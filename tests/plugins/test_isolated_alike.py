@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+import tomllib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sark_mw import PolicyContext, PolicyDecision, PolicyPluginManager, builtin_plugin_path
+from sark_mw import ConfigurationError, PolicyContext, PolicyDecision, PolicyPluginManager, builtin_plugin_path
 from sark_mw._fake_provider import FakeProvider
 from sark_mw.policy.isolated.zygote_process import hold_zygote, release_zygote
 from tests.asgi.driving import gateway_for, settings_for
@@ -90,6 +94,7 @@ ISOLATED: list[tuple[str, dict[str, Any]]] = [
     ("allow_list", {"rules": [{"scopes": ["team:interns", "user:bob"], "models": ["o1"], "deny_tools": ["web_search"]}]}),
     ("business_hours", {}),
     ("business_hours", {"closed_on": ["2026-11-20"]}),
+    ("business_hours", {"closed_on": [date(2026, 11, 20)], "allowed_days": [4, 5], "end_hour": 24}),
 ]
 
 
@@ -102,12 +107,14 @@ def warm() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def both(name: str, options: dict[str, Any]) -> AsyncIterator[tuple[PolicyPluginManager, PolicyPluginManager]]:
+async def both(
+    name: str, options: dict[str, Any], *preload: str
+) -> AsyncIterator[tuple[PolicyPluginManager, PolicyPluginManager]]:
     """Load a plugin into one manager as it comes, and into another in a process of its own."""
     here, there = PolicyPluginManager(), PolicyPluginManager()
     path = builtin_plugin_path(name)
     await here.load_from_file(path, **options)
-    await there.load_from_file(path, isolated=True, **options)
+    await there.load_from_file(path, isolated=True, isolation=there.isolation_options(preload=preload), **options)
     try:
         yield here, there
     finally:
@@ -126,6 +133,39 @@ async def test_it_decides_the_same_in_both_tiers(name: str, options: dict[str, A
         expected = {request: await decided(here, context) for request, context in REQUESTS.items()}
         assert {request: await decided(there, context) for request, context in REQUESTS.items()} == expected
     assert len({(allowed, str(owed)) for allowed, _, owed in expected.values()}) > 1, "it objects to some of them"
+
+
+async def test_it_knows_public_holidays_with_what_the_readme_preloads() -> None:
+    readme = builtin_plugin_path("business_hours").with_name("README.md").read_text("utf-8")
+    (preload,) = re.findall(r"with a `country` it takes `preload = (\[.*?\])`", readme)
+    days = [date(2026, 1, 1) + timedelta(days=each) for each in range(2000)]
+    asked = [a_context(timestamp=datetime(day.year, day.month, day.day, 12, tzinfo=UTC)) for day in days]
+    async with both("business_hours", {"country": "DE", "subdivision": "BY"}, *json.loads(preload)) as (here, there):
+        expected = [await decided(here, each) for each in asked]
+        assert [await decided(there, each) for each in asked] == expected
+    assert sum("is a holiday or closed" in str(reason) for _, reason, _ in expected) > 40
+
+
+async def test_without_its_calendars_a_country_is_refused_and_says_what_to_preload() -> None:
+    manager = PolicyPluginManager()
+    for preload in ((), ("holidays",)):
+        isolation = manager.isolation_options(preload=preload)
+        with pytest.raises(ConfigurationError, match=r'preload = \["holidays.countries"\]'):
+            await manager.load_from_file(builtin_plugin_path("business_hours"), isolated=True, isolation=isolation, country="DE")
+
+
+async def test_dates_as_toml_writes_them_close_it_isolated_and_in_a_folder_too(tmp_path: Path) -> None:
+    folder = tmp_path / "plugins"
+    folder.mkdir()
+    shutil.copy(builtin_plugin_path("business_hours"), folder / "closed.py")
+    closed = f"closed_on = [{(today := datetime.now(UTC).date())}, {today + timedelta(days=1)}]"
+    all_day = "start_hour = 0\nend_hour = 24\nallowed_days = [0, 1, 2, 3, 4, 5, 6]"
+    (folder / "closed.toml").write_text(f"{all_day}\n{closed}\n", "utf-8")
+    isolated = {"name": "business_hours", "isolated": True, "options": tomllib.loads(f"{all_day}\n{closed}")}
+    for policy in ({"folder": folder}, {"plugins": [isolated]}):
+        async with gateway_for(FakeProvider(), settings_for(tmp_path, policy=policy)) as gateway:
+            answer = await gateway.post()
+            assert answer.status == 403 and b"is a holiday or closed" in answer.body
 
 
 async def test_only_where_tools_are_judged_does_a_conversation_leave_the_gateway() -> None:
