@@ -51,10 +51,10 @@ class AllowListPlugin(PolicyPlugin):
 
     `rules` add such lists for whoever touches one of their `scopes` (patterns, the principal among them, upper and lower case
     apart): a request must pass each rule that is about it. Models are the request's own, those that it names to fall back to, and
-    those of its tools; a cheaper one that the gateway tries instead is judged anew. Tools are those that are called over MCP and
-    those that a request offers to its model; where a rule is about tools or models, one whose name cannot be read is denied.
-    Patterns of both are matched without regard to case; a denied name is denied however it is prefixed (`openai/gpt-4o`), an
-    allowed one must be written whole.
+    those of its tools; a cheaper one that the gateway tries instead is judged anew. Tools are those that are called (over MCP, or
+    as a capability without HTTP) and those that a request offers to its model; where a rule is about tools or models, one whose
+    name cannot be read is denied. Patterns of both are matched without regard to case; a denied name is denied however it is
+    prefixed (`openai/gpt-4o`), an allowed one must be written whole.
     """
 
     version = "1.0.0"
@@ -140,6 +140,9 @@ def _models(context: PolicyContext) -> Iterator[str]:
     own = _own_model(context)
     if own is not None:
         yield own
+    if context.environment.get("model") is None:
+        # Without HTTP it may stand in the resource's own description: the scopes tell of it, whatever the arguments say.
+        yield from _spelt_once(_touched(context, "model"))
     if context.environment.get("wire") == "mcp":
         return
     for field in _INSTEAD:
@@ -150,6 +153,18 @@ def _models(context: PolicyContext) -> Iterator[str]:
         if isinstance(tool, dict):  # of an adviser, of a painter
             having = (each for each in (tool, tool.get("svg")) if isinstance(each, dict) and each.get("model") is not None)
             yield from (_text(each, "model") for each in having)
+
+
+def _touched(context: PolicyContext, kind: str) -> list[str]:
+    """Name what a request touches of a kind of scopes."""
+    scopes = [str(scope) for scope in context.environment.get("scopes") or ()]
+    return [scope[len(kind) + 1 :] for scope in scopes if scope.startswith(f"{kind}:")]
+
+
+def _spelt_once(models: list[str]) -> list[str]:
+    """Leave out what spells another one again: each is touched in lower case and without its prefix too."""
+    again = {(name, short) for name in models for short in (name.strip().lower(), name.strip().lower().rpartition("/")[2])}
+    return [model for model in models if not any(short == model != name for name, short in again)]
 
 
 def _models_in(named: object) -> Iterator[str]:
@@ -167,10 +182,11 @@ def _models_in(named: object) -> Iterator[str]:
 
 def _tools(context: PolicyContext) -> Iterator[str]:
     """Name the tools of a request; "" for one whose name cannot be read."""
+    # The scopes name every tool that is called, over MCP or without HTTP; the capability is the route's own where it sets one.
+    called = _touched(context, "tool")
+    yield from called
     if context.environment.get("wire") == "mcp":
-        # The capability is the route's own where it sets one; the scopes name every tool that is called.
-        scopes = [str(scope) for scope in context.environment.get("scopes") or ()]
-        yield from [scope[5:] for scope in scopes if scope.startswith("tool:")] or [context.capability_id]
+        yield from () if called else [context.capability_id]
         return
     yield from _beside(context.arguments)
     waiting = [each for field in ("tools", "functions") for each in _each(context.arguments.get(field))]
