@@ -18,6 +18,12 @@ _PLAIN_TYPES = frozenset({"function", "custom"})
 _DECLARED = ("functionDeclarations", "function_declarations")
 #: Where a request names models that its provider may take instead of its own: OpenRouter's, Anthropic's and LiteLLM's.
 _INSTEAD = ("models", "fallbacks", "context_window_fallbacks", "content_policy_fallbacks")
+#: What is read of every request, by the names of `needs`: an isolated one sees nothing else.
+_READ = frozenset({"principal_id", "capability_id", "model", "environment.scopes", "environment.wire", "arguments.tools"})
+#: What is read where a rule is about tools; a conversation is among it, since it may bring some along.
+_READ_FOR_TOOLS = frozenset(
+    f"arguments.{name}" for name in ("functions", "web_search_options", "mcp_servers", "plugins", "input", "messages")
+)
 #: Items of a Responses conversation that bring tools along.
 _BRINGING = ("additional_tools", "tool_search_output")
 _WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
@@ -45,10 +51,10 @@ class AllowListPlugin(PolicyPlugin):
 
     `rules` add such lists for whoever touches one of their `scopes` (patterns, the principal among them, upper and lower case
     apart): a request must pass each rule that is about it. Models are the request's own, those that it names to fall back to, and
-    those of its tools; a cheaper one that the gateway tries instead is judged anew. Tools are those that are called over MCP and
-    those that a request offers to its model; where a rule is about tools or models, one whose name cannot be read is denied.
-    Patterns of both are matched without regard to case; a denied name is denied however it is prefixed (`openai/gpt-4o`), an
-    allowed one must be written whole.
+    those of its tools; a cheaper one that the gateway tries instead is judged anew. Tools are those that are called (over MCP, or
+    as a capability without HTTP) and those that a request offers to its model; where a rule is about tools or models, one whose
+    name cannot be read is denied. Patterns of both are matched without regard to case; a denied name is denied however it is
+    prefixed (`openai/gpt-4o`), an allowed one must be written whole.
     """
 
     version = "1.0.0"
@@ -72,6 +78,11 @@ class AllowListPlugin(PolicyPlugin):
     @property
     def name(self) -> str:
         return self._name
+
+    @property
+    def needs(self) -> frozenset[str]:
+        of_tools = _READ_FOR_TOOLS if any(rule.about_tools for rule in self._rules) else frozenset()
+        return _READ | {f"arguments.{name}" for name in _INSTEAD} | of_tools
 
     async def evaluate(self, context: PolicyContext) -> PolicyDecision:
         touched = [context.principal_id, *context.environment.get("scopes", ())]
@@ -129,6 +140,9 @@ def _models(context: PolicyContext) -> Iterator[str]:
     own = _own_model(context)
     if own is not None:
         yield own
+    if context.environment.get("model") is None:
+        # Without HTTP it may stand in the resource's own description: the scopes tell of it, whatever the arguments say.
+        yield from _spelt_once(_touched(context, "model"))
     if context.environment.get("wire") == "mcp":
         return
     for field in _INSTEAD:
@@ -139,6 +153,18 @@ def _models(context: PolicyContext) -> Iterator[str]:
         if isinstance(tool, dict):  # of an adviser, of a painter
             having = (each for each in (tool, tool.get("svg")) if isinstance(each, dict) and each.get("model") is not None)
             yield from (_text(each, "model") for each in having)
+
+
+def _touched(context: PolicyContext, kind: str) -> list[str]:
+    """Name what a request touches of a kind of scopes."""
+    scopes = [str(scope) for scope in context.environment.get("scopes") or ()]
+    return [scope[len(kind) + 1 :] for scope in scopes if scope.startswith(f"{kind}:")]
+
+
+def _spelt_once(models: list[str]) -> list[str]:
+    """Leave out what spells another one again: each is touched in lower case and without its prefix too."""
+    again = {(name, short) for name in models for short in (name.strip().lower(), name.strip().lower().rpartition("/")[2])}
+    return [model for model in models if not any(short == model != name for name, short in again)]
 
 
 def _models_in(named: object) -> Iterator[str]:
@@ -156,10 +182,11 @@ def _models_in(named: object) -> Iterator[str]:
 
 def _tools(context: PolicyContext) -> Iterator[str]:
     """Name the tools of a request; "" for one whose name cannot be read."""
+    # The scopes name every tool that is called, over MCP or without HTTP; the capability is the route's own where it sets one.
+    called = _touched(context, "tool")
+    yield from called
     if context.environment.get("wire") == "mcp":
-        # The capability is the route's own where it sets one; the scopes name every tool that is called.
-        scopes = [str(scope) for scope in context.environment.get("scopes") or ()]
-        yield from [scope[5:] for scope in scopes if scope.startswith("tool:")] or [context.capability_id]
+        yield from () if called else [context.capability_id]
         return
     yield from _beside(context.arguments)
     waiting = [each for field in ("tools", "functions") for each in _each(context.arguments.get(field))]

@@ -24,6 +24,7 @@ class BusinessHoursPlugin(PolicyPlugin):
     version = "1.1.0"
     description = "Allow requests only within business hours"
     priority = 10
+    needs = frozenset({"timestamp"})
 
     def __init__(
         self,
@@ -136,10 +137,13 @@ def _holidays(country: str | None, subdivision: str | None) -> Collection[date]:
         return frozenset()
     try:
         from holidays import country_holidays
-    except ImportError:
-        raise ConfigurationError("the holidays of a country need an extra: pip install 'sark-mw[holidays]'") from None
-    try:
-        # It works out each year when it is first asked about.
+
+        # It works out each year when it is first asked about; the calendars are imported here, all with the first of them.
         return country_holidays(country, subdiv=subdivision)
+    except ImportError:
+        raise ConfigurationError(
+            "the holidays of a country need an extra, pip install 'sark-mw[holidays]', and where the plugin runs isolated "
+            'preload = ["holidays.countries"]'
+        ) from None
     except NotImplementedError as error:
         raise ConfigurationError(f"no holidays are known: {error}") from None

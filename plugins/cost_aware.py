@@ -16,9 +16,12 @@ from sark_mw import (
     PolicyServices,
 )
 
+#: Soft limits may be overspent, so that a share above 1 makes sense; what is above this was meant in percent.
+_MOST_SHARE = 10
+
 
 class CostAwarePlugin(PolicyPlugin):
-    """Warn in the metadata from `warning_threshold` of a budget on, deny from `deny_threshold` on (shares, above 0).
+    """Warn in the metadata from `warning_threshold` of a budget on, deny from `deny_threshold` on (shares, above 0 to 10).
 
     The figures come from `cost_service` (anything with `async get_budget_status(principal_id)`), else from the one that the
     gateway binds, else from `context.environment["budget"]`: a mapping or object with `daily_budget`, `daily_spent`,
@@ -133,7 +136,17 @@ def _amount(status: object, field: str) -> Decimal | None:
 def _scopes(values: Iterable[str]) -> frozenset[str]:
     if isinstance(values, str):
         raise ConfigurationError(f"scopes must be a list of kinds or scopes, not {values!r}")
-    return frozenset(values)
+    scopes = list(values)
+    for scope in scopes:
+        if not isinstance(scope, str) or not _names_scopes(scope):
+            raise ConfigurationError(f"scopes must be kinds ('team': all of them) or scopes ('org:acme'), not {scope!r}")
+    return frozenset(scopes)
+
+
+def _names_scopes(scope: str) -> bool:
+    """Tell whether a budget could ever go by this name; a pattern is none, since the kind alone says as much."""
+    kind, colon, name = scope.partition(":")
+    return bool(kind) and (bool(name) or not colon) and scope.isprintable() and scope == scope.strip() and scope[-1] != "*"
 
 
 def _share(field: str, value: float) -> Decimal:
@@ -141,6 +154,6 @@ def _share(field: str, value: float) -> Decimal:
         share = Decimal(str(value))
     except InvalidOperation:
         share = Decimal(0)
-    if isinstance(value, bool) or not share.is_finite() or share <= 0:
-        raise ConfigurationError(f"{field} must be a share above 0 (0.8 is 80 %), not {value!r}")
+    if isinstance(value, bool) or not share.is_finite() or not 0 < share <= _MOST_SHARE:
+        raise ConfigurationError(f"{field} must be a share above 0, at most {_MOST_SHARE} (0.8 is 80 %), not {value!r}")
     return share

@@ -22,8 +22,9 @@ class NetworkPlugin(PolicyPlugin):
     """Allow clients of `allow` (addresses or networks; none: all) that are not of `deny`, likewise by country.
 
     Countries ("DE") are looked up in `country_database`, a file in MaxMind's format (GeoLite2 Country, DB-IP lite, …), with the
-    library `maxminddb`. A client that cannot be placed is denied wherever a list would have to know it. The client is the peer of
-    the connection: behind a proxy, let the server take it from the proxy's header (`uvicorn --forwarded-allow-ips`).
+    library `maxminddb`, if a list names any. A client that cannot be placed is denied wherever a list would have to know it, and
+    with a file of IPv4 addresses alone that is every IPv6 client. The client is the peer of the connection: behind a proxy, let
+    the server take it from the proxy's header (`uvicorn --forwarded-allow-ips`).
     """
 
     version = "1.0.0"
@@ -44,9 +45,12 @@ class NetworkPlugin(PolicyPlugin):
         self._allow, self._deny = _networks("allow", allow), _networks("deny", deny)
         self._allow_countries = _countries("allow_countries", allow_countries)
         self._deny_countries = _countries("deny_countries", deny_countries)
+        self._asks_countries = bool(self._allow_countries or self._deny_countries)
         self._path = country_database
         self._countries: maxminddb.Reader | None = None
-        if (self._allow_countries or self._deny_countries) and country_database is None:
+        #: The newest version of IP that the file knows addresses of.
+        self._ip_version = 0
+        if self._asks_countries and country_database is None:
             raise ConfigurationError("countries need a country_database: the path of a file in MaxMind's format")
 
     @property
@@ -64,6 +68,7 @@ class NetworkPlugin(PolicyPlugin):
             self._countries = maxminddb.open_database(self._path)
         except (OSError, maxminddb.InvalidDatabaseError) as error:
             raise ConfigurationError(f"the country_database cannot be read: {error}") from None
+        self._ip_version = self._countries.metadata().ip_version
 
     async def on_unload(self) -> None:
         if self._countries is not None:
@@ -72,7 +77,7 @@ class NetworkPlugin(PolicyPlugin):
     async def evaluate(self, context: PolicyContext) -> PolicyDecision:
         address = _address(context.environment.get("client"))
         if address is None:
-            if self._allow or self._deny or self._countries is not None:
+            if self._allow or self._deny or self._asks_countries:
                 return PolicyDecision(False, "the client's address is not known")
             return PolicyDecision(True, "no list is about addresses")
         metadata: dict[str, Any] = {"client": str(address)}
@@ -80,13 +85,19 @@ class NetworkPlugin(PolicyPlugin):
             return PolicyDecision(False, "the client's network is denied", metadata)
         if self._allow and not any(address in network for network in self._allow):
             return PolicyDecision(False, "the client's network is not among those allowed", metadata)
-        if self._countries is not None:
-            country = metadata["country"] = _country(self._countries.get(address))
-            if country in self._deny_countries or (country is None and not self._allow):
-                return PolicyDecision(False, f"requests from {country or 'an unknown country'} are denied", metadata)
-            if self._allow_countries and country not in self._allow_countries:
-                return PolicyDecision(False, f"requests from {country or 'an unknown country'} are not allowed", metadata)
-        return PolicyDecision(True, "an allowed network", metadata)
+        refused = self._refused_country(address, metadata) if self._asks_countries else None
+        return refused or PolicyDecision(True, "an allowed network", metadata)
+
+    def _refused_country(self, address: _Address, metadata: dict[str, Any]) -> PolicyDecision | None:
+        if self._countries is None or address.version > self._ip_version:
+            # Of a file that has IPv4 alone all of IPv6 is unknown: too much for a network of `allow` to speak for.
+            return PolicyDecision(False, "requests from an unknown country are denied", metadata | {"country": None})
+        country = metadata["country"] = _country(self._countries.get(address))
+        if country in self._deny_countries or (country is None and not self._allow):
+            return PolicyDecision(False, f"requests from {country or 'an unknown country'} are denied", metadata)
+        if self._allow_countries and country not in self._allow_countries:
+            return PolicyDecision(False, f"requests from {country or 'an unknown country'} are not allowed", metadata)
+        return None
 
 
 def _address(client: object) -> _Address | None:

@@ -66,6 +66,8 @@ class SizeGuardPlugin(PolicyPlugin):
     version = "1.0.0"
     description = "Deny requests that are too large or carry unwanted content"
     priority = 12
+    # All of a body: its kinds are looked for wherever a dialect has them, and where nobody says how long it is it is measured.
+    needs = frozenset({"arguments", "prompts", "environment"})
 
     def __init__(
         self,

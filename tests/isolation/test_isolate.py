@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from pathlib import Path
 
@@ -88,6 +88,19 @@ async def test_a_manager_asks_it_like_any_other_and_its_deadline_is_a_time_out()
         assert late[0].metadata["timeout"] is True
     finally:
         await manager.unregister_plugin("mine")
+
+
+@pytest.mark.parametrize(
+    ("given", "got"),
+    [
+        (date(2026, 12, 24), "2026-12-24"),
+        (datetime(2026, 12, 24, 9, 30, tzinfo=UTC), "2026-12-24T09:30:00+00:00"),
+        (time(9, 30), "09:30:00"),
+    ],
+)
+async def test_dates_and_times_that_toml_has_reach_it_as_iso_spells_them(given: object, got: str) -> None:
+    plugin = await isolate(DOER, "doer.py", None, {"name": given})
+    assert plugin.name == got
 
 
 async def test_a_plugin_that_ships_works_in_there_with_its_time_zones() -> None:

@@ -203,6 +203,27 @@ async def test_a_tool_called_over_mcp_is_its_capability() -> None:
     assert (await ask(plugin, capability_id="delete_file")).allowed
 
 
+async def test_a_tool_that_is_touched_is_called_whatever_the_arguments_hold() -> None:
+    plugin = AllowListPlugin(tools=["search"])
+    for tool, allowed in (("search", True), ("drop_table", False)):
+        for arguments in ({}, {"model": "gpt-4o", "tools": [{"name": "search"}]}):
+            environment = {"scopes": ("user:a", f"tool:{tool}")}
+            assert (await ask(plugin, arguments=arguments, environment=environment)).allowed is allowed
+
+
+@pytest.mark.parametrize("arguments", [{}, {"model": "gpt-4o"}])
+async def test_a_model_that_only_the_scopes_tell_of_is_judged_once_as_it_is_spelt(arguments: dict[str, Any]) -> None:
+    environment = {"scopes": ("user:a", "model:azure/O1", "model:azure/o1", "model:o1")}
+    for options, allowed in (
+        ({"models": ["gpt-4o"]}, False),
+        ({"models": ["gpt-4o", "o1"]}, False),
+        ({"models": ["gpt-4o", "azure/o1"]}, True),
+        ({"deny_models": ["o1"]}, False),
+        ({"deny_models": ["o3"]}, True),
+    ):
+        assert (await ask(AllowListPlugin(**options), arguments=arguments, environment=environment)).allowed is allowed
+
+
 @pytest.mark.parametrize(
     "options",
     [

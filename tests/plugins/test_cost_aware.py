@@ -114,11 +114,26 @@ async def test_without_figures_from_anywhere_its_on_error_decides(on_error: str)
         ({"deny_threshold": "most"}, "deny_threshold"),
         ({"deny_threshold": float("nan")}, "deny_threshold"),
         ({"warning_threshold": 0.96}, "never warn"),
+        ({"deny_threshold": 80}, r"deny_threshold must be a share .* \(0.8 is 80 %\), not 80"),
+        ({"warning_threshold": 80, "deny_threshold": 95}, "warning_threshold must be a share"),
+        ({"deny_threshold": 10.1}, "deny_threshold"),
     ],
 )
 def test_thresholds_that_make_no_sense_are_refused(options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigurationError, match=complaint):
         CostAwarePlugin(**options)
+
+
+async def test_a_soft_budget_may_be_overspent_up_to_a_share_above_one() -> None:
+    for spent, allowed in (("14.9", True), ("15", False)):
+        assert (await ask(daily(spent), deny_threshold=1.5)).allowed is allowed
+    assert (await ask(daily("99"), warning_threshold=1, deny_threshold=10)).allowed
+
+
+@pytest.mark.parametrize("scope", ["team:", ":ml", "", ":", "team:*", "*", "team :", " team", "te\nam", 7, None])
+def test_scopes_that_no_budget_has_are_refused(scope: Any) -> None:
+    with pytest.raises(ConfigurationError, match="scopes must be kinds"):
+        CostAwarePlugin(scopes=["team", scope])
 
 
 def limit(scope: str, spent: int, held: int = 0, unit: str = "usd", amount: int = 100, window: str = "day") -> dict[str, Any]:

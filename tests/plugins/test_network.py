@@ -102,6 +102,48 @@ async def test_a_database_that_is_none_and_a_library_that_is_missing_are_told_at
         await loaded(countries, deny_countries=["US"])
 
 
+@pytest.fixture
+def ipv4_countries(tmp_path: Path) -> Path:
+    writer = MMDBWriter(4, "Test-Country", languages=["en"])
+    writer.insert_network(IPSet(["192.0.2.0/24"]), {"country": {"iso_code": "DE"}})
+    path = tmp_path / "ipv4.mmdb"
+    writer.to_db_file(str(path))
+    return path
+
+
+@pytest.mark.parametrize(
+    "lists",
+    [
+        {"allow_countries": ["DE"]},
+        {"deny_countries": ["US"]},
+        {"deny_countries": ["US"], "allow": ["192.0.2.0/24", "::/0"]},
+    ],
+)
+async def test_a_file_of_ipv4_addresses_leaves_ipv6_clients_without_a_country(
+    ipv4_countries: Path, lists: dict[str, Any]
+) -> None:
+    plugin = await loaded(ipv4_countries, **lists)
+    assert await allowed(plugin, "192.0.2.1")
+    for client in ("2001:db8::1", "fe80::1%eth0", "::"):
+        decision = await plugin.evaluate(a_context(environment={"client": client}))
+        assert (decision.allowed, decision.reason) == (False, "requests from an unknown country are denied")
+    await plugin.on_unload()
+
+
+@pytest.mark.parametrize("client", ["10.1.1.1", "2001:db8::1", "unix"])
+async def test_where_no_list_is_about_countries_nobody_asks_for_one(ipv4_countries: Path, countries: Path, client: str) -> None:
+    for path in (ipv4_countries, countries):
+        plugin = await loaded(path)
+        assert await allowed(plugin, client)
+        await plugin.on_unload()
+
+
+async def test_a_network_that_is_allowed_by_name_need_not_be_in_the_file(countries: Path) -> None:
+    plugin = await loaded(countries, allow=["10.0.0.0/8"], deny_countries=["US"])
+    assert await allowed(plugin, "10.1.1.1") and not await allowed(plugin, "11.1.1.1")
+    await plugin.on_unload()
+
+
 @pytest.mark.parametrize("code", ["Germany", "D", "D1", "ÄÖ", ""])
 def test_what_is_no_code_of_a_country_is_refused(code: str) -> None:
     for field in ("allow_countries", "deny_countries"):

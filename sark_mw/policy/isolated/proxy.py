@@ -7,6 +7,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from datetime import date, time
 from typing import Any
 
 from sark_mw.errors import ConfigurationError, PolicyEvaluationError
@@ -176,8 +177,9 @@ async def isolate(
 ) -> IsolatedPlugin:
     """Load a plugin's source in a worker and return the plugin that asks such workers; `on_load` starts them.
 
-    `name` is that of the file, for messages; `options` go to the constructor as JSON. Raises `ConfigurationError` with the
-    reason: invalid Python, a constructor that refuses, options that are no JSON, or a layer that mode `require` misses.
+    `name` is that of the file, for messages; `options` go to the constructor as JSON, dates and times as ISO spells them. Raises
+    `ConfigurationError` with the reason: invalid Python, a constructor that refuses, options that are no JSON, or a layer that
+    mode `require` misses.
     """
     isolation = isolation or IsolationOptions()
     wanted = Source(source=source, name=name, class_name=class_name, options=_plain(name, options or {}))
@@ -216,10 +218,17 @@ async def _tried(source: Source, isolation: IsolationOptions) -> tuple[Hardening
 
 def _plain(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        plain: dict[str, Any] = json.loads(json.dumps(dict(options)))
+        plain: dict[str, Any] = json.loads(json.dumps(dict(options), default=_iso))
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"the plugin {name}: its options must be plain data (as JSON): {error}") from error
     return plain
+
+
+def _iso(value: object) -> str:
+    """Write a date or time, which TOML has and JSON has not."""
+    if isinstance(value, (date, time)):  # a datetime is a date
+        return value.isoformat()
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
 def _refusal(name: str, error: BaseException) -> ConfigurationError:
