@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from weakref import ref
 
-from sark_mw.enforcement.rules import rule_plugin
+from sark_mw.enforcement.rules import UnlistedModelError, rule_plugin
 from sark_mw.errors import ConfigurationError
 from sark_mw.instrumentation.base import Instrumentation
 from sark_mw.policy.base import PolicyPlugin
@@ -175,6 +175,9 @@ async def _load(manager: PolicyPluginManager, plugin: PluginSettings) -> PolicyP
         return made
     if plugin.name in RULES:
         made = make_rules(manager, plugin)
+        if unlisted := getattr(made, "models", frozenset()) - manager.obligation_models:
+            models = ", ".join(map(repr, sorted(unlisted)))
+            raise UnlistedModelError(f"plugin {made.name!r}: {models} is not among policy.obligation_models of the settings")
         await manager.register_plugin(made, plugin.enabled)
         return made
     return await manager.load_from_file(
