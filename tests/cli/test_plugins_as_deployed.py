@@ -1,4 +1,4 @@
-"""`sark-mw plugins test` and `add` take a policy as it is deployed: with the options beside it."""
+"""`sark-mw plugins test` and `add` take a policy as it is deployed: with the options beside it, and what its settings say."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import tomllib
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
+
+import pytest
 
 from tests.cli.running import sark
 
@@ -24,6 +26,18 @@ GUARD = """
             return PolicyDecision(not self.closed, self.why)
 """
 IS_CLOSED = '[[cases]]\nname = "closed"\nexpect = {allowed = false, reason = "shut"}\n'
+USES_MINI = """
+    [[policy.rules]]
+    name = "small"
+    when = 'request.model == "gpt-4o"'
+    oblige = { use_model = "gpt-4o-mini" }
+"""
+MINI_IS_USED = """
+    [[cases]]
+    name = "smaller"
+    arguments = {model = "gpt-4o"}
+    expect = {allowed = true, obligations = [{kind = "use_model", value = "gpt-4o-mini"}]}
+"""
 
 
 def run(folder: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -72,3 +86,24 @@ def test_cases_that_are_named_as_the_plugin_are_no_options(tmp_path: Path) -> No
     write(tmp_path, guard_py=GUARD, guard_toml=f"options = {{closed = true}}\n{IS_CLOSED}")
     done = run(tmp_path, "test", "guard.py", "--cases", "guard.toml")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_rules_are_tested_with_the_models_that_their_settings_list(tmp_path: Path) -> None:
+    listed = '[policy]\nobligation_models = ["gpt-4o-mini"]\n'
+    write(tmp_path, sark_toml=listed + dedent(USES_MINI), cases_toml=MINI_IS_USED)
+    done = run(tmp_path, "test", "sark.toml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    write(tmp_path, sark_toml=USES_MINI)
+    done = run(tmp_path, "test", "sark.toml")
+    assert done.returncode == 2 and "is not among policy.obligation_models" in done.stderr
+
+
+@pytest.mark.parametrize("as_json", [(), ("--json",)])
+def test_rules_that_are_all_switched_off_are_told_of_in_one_line(tmp_path: Path, as_json: tuple[str, ...]) -> None:
+    off = "[[policy.rules]]\nwhen = 'true'\ndeny = 'no'\nenabled = false\n"
+    write(tmp_path, sark_toml=off, cases_toml=IS_CLOSED)
+    done = run(tmp_path, "test", "sark.toml", *as_json)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and "sark.toml has no [[policy.rules]] that is enabled" in line
+    write(tmp_path, sark_toml=off + "[[policy.rules]]\nwhen = 'true'\ndeny = 'shut'\n")
+    assert run(tmp_path, "test", "sark.toml", *as_json).returncode == 0
