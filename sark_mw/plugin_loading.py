@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from weakref import ref
 
-from sark_mw.enforcement.rules import rule_plugin
+from sark_mw.enforcement.rules import UnlistedModelError, rule_plugin
 from sark_mw.errors import ConfigurationError
 from sark_mw.instrumentation.base import Instrumentation
 from sark_mw.policy.base import PolicyPlugin
@@ -34,6 +34,52 @@ def make_policies(settings: PolicySettings) -> PolicyPluginManager:
     lock = None if settings.lock is None else Lock(path=settings.lock)
     models = frozenset(settings.obligation_models)
     return PolicyPluginManager(isolation=settings.isolation, obligation_models=models, lock=lock)
+
+
+def policies_for(given: PolicyPluginManager | None, settings: PolicySettings) -> PolicyPluginManager:
+    """Return the manager that is given, or make one; raises `ConfigurationError` where it contradicts the settings."""
+    if given is None:
+        return make_policies(settings)
+    _to_take(given, settings)
+    return given
+
+
+def _to_take(manager: PolicyPluginManager, settings: PolicySettings) -> list[str]:
+    """Name what the settings say and a manager that was given leaves at its default."""
+    wanted, default = _said_by(make_policies(settings)), _said_by(PolicyPluginManager())
+    has = _said_by(manager)
+    # No lock says nothing: TOML cannot even write it.
+    differ = [each for each in wanted if each in settings.model_fields_set and wanted[each] not in (has[each], None)]
+    for each in differ:
+        if has[each] != default[each]:
+            raise ConfigurationError(
+                f"policy.{each} of the settings is {wanted[each]!r}, but {each} of the PolicyPluginManager that was given is "
+                f"{has[each]!r}: say it in one of them only, or the same in both"
+            )
+    return differ
+
+
+def _said_by(manager: PolicyPluginManager) -> dict[str, object]:
+    lock = manager.packages.lock
+    return {
+        "isolation": manager.isolation,
+        "obligation_models": sorted(manager.obligation_models),
+        "lock": None if lock is None else str(lock.path.resolve()),
+    }
+
+
+def _take(manager: PolicyPluginManager, settings: PolicySettings) -> None:
+    """Have a manager that was given heed the settings; what it loaded before must be as their lock pins it."""
+    taken, wanted = _to_take(manager, settings), make_policies(settings)
+    if "lock" in taken:
+        for name, (file, digest) in manager.loaded_files().items():
+            if not file.builtin and replace(file, packages=wanted.packages).read().digest != digest:
+                raise ConfigurationError(f"plugin {name!r} was loaded from {file.path} as policy.lock does not pin it")
+        manager.packages.lock = wanted.packages.lock
+    if "isolation" in taken:  # from what is strictest: what was loaded before is held at least as well
+        manager.isolation = wanted.isolation
+    if "obligation_models" in taken:
+        manager.obligation_models = wanted.obligation_models
 
 
 async def load_plugins(manager: PolicyPluginManager, settings: PolicySettings) -> list[str]:
@@ -77,13 +123,14 @@ class PluginUpkeep:
     """The settings' plugins while a gateway runs: loaded, changed files taken up, a blocked loop seen, unloaded.
 
     Raises `ConfigurationError` for a manager that another one has and has not closed: its plugins would be lent the services of
-    the wrong one, and switched by both.
+    the wrong one, and switched by both. And for one that cannot heed the settings any more.
     """
 
     def __init__(self, manager: PolicyPluginManager, settings: PolicySettings) -> None:
         user = None if manager.used_by is None else manager.used_by()
         if user is not None:
             raise ConfigurationError("another Sark that is not closed has this PolicyPluginManager: give each one of its own")
+        _take(manager, settings)
         manager.used_by = ref(self)
         self._manager = manager
         self._settings = settings
@@ -175,6 +222,10 @@ async def _load(manager: PolicyPluginManager, plugin: PluginSettings) -> PolicyP
         return made
     if plugin.name in RULES:
         made = make_rules(manager, plugin)
+        unlisted: frozenset[str] = getattr(made, "models", frozenset()) - manager.obligation_models
+        if unlisted:
+            models = ", ".join(map(repr, sorted(unlisted)))
+            raise UnlistedModelError(f"plugin {made.name!r}: {models} is not among policy.obligation_models of the settings")
         await manager.register_plugin(made, plugin.enabled)
         return made
     return await manager.load_from_file(

@@ -45,7 +45,7 @@ from sark_mw.instrumentation.base import Instrumentation, RequestFinished, Reque
 from sark_mw.ledger import Flusher
 from sark_mw.ledger.base import Ledger
 from sark_mw.ledger.events import LimitEvent
-from sark_mw.plugin_loading import PluginUpkeep, make_policies, missing_layers, tell_isolation
+from sark_mw.plugin_loading import PluginUpkeep, missing_layers, policies_for, tell_isolation
 from sark_mw.policy.base import PolicyServices
 from sark_mw.policy.manager import PolicyPluginManager
 from sark_mw.pricing.base import CostEstimator, InvocationRequest
@@ -59,8 +59,8 @@ from sark_mw.wire.base import Refusal
 class Sark:
     """Budget enforcement for one process. Use `Sark.open`, or `start` and `aclose`; raises `ConfigurationError` when made.
 
-    `limits` sets and lists limits, `enforcer` admits and settles. `store` and `ledger` may be given (a test's own);
-    they are closed with it all the same.
+    `limits` sets and lists limits, `enforcer` admits and settles. `store` and `ledger` may be given (a test's own) and are closed
+    with it. A manager of `policies` heeds what the settings say of policies; one that says otherwise is refused.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Sark:
         hears = OutcomesInstrumentation()
         self.outcomes = hears.outcomes
         self.instrumentation = make_instrumentation(self.settings.observe, self.prometheus, instrumentation, hears)
-        self.policies = policies or make_policies(self.settings.policy)
+        self.policies = policies_for(policies, self.settings.policy)
         self.ledger = ledger or make_ledger(self.settings.ledger)
         self._members = Memberships(self.settings.principal.members)
         self._given_store = store

@@ -80,7 +80,7 @@ def _answer(
         name=told["name"],
         version=str(told["version"]),
         description=str(told["description"]),
-        source=told.get("source") or f"{type(plugin).__module__}:{type(plugin).__qualname__}",
+        source=str(told.get("source") or "") or f"{type(plugin).__module__}:{type(plugin).__qualname__}",
         tier="isolated" if getattr(plugin, "hardening", None) is not None else "in process",
         enabled=told["enabled"],
         switched="" if switched is None else "on" if switched else "off",
@@ -90,7 +90,7 @@ def _answer(
         hash=hash_now,
         lock=state,
         missing_layers=tuple(lacking),
-        last_error=told.get("last_error", ""),
+        last_error=str(told.get("last_error") or ""),
     )
 
 

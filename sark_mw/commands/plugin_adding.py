@@ -30,7 +30,7 @@ from sark_mw.commands.plugin_checks import (
 from sark_mw.errors import ConfigurationError
 from sark_mw.policy.files import PluginFile
 from sark_mw.policy.packages import LOCK_NAME, MANIFEST_NAME, Lock, ManifestFile, pin_of
-from sark_mw.policy.packages.bounded import content_of
+from sark_mw.policy.packages.bounded import content_of, toml_of
 from sark_mw.policy.packages.lock import hash_of
 from sark_mw.settings import Settings
 
@@ -60,7 +60,9 @@ def add(
     if others:
         raise ConfigurationError(f"{source} has several plugins in it: add one after the other")
     isolation = isolation_of(best_effort=best_effort)
-    file = replace(found, class_name=class_name, options=options_of(options), isolation=isolation, options_path=None)
+    # Read once: what was checked is what is written.
+    built_with = {**found.options_beside(), **options_of(options)}
+    file = replace(found, class_name=class_name, options=built_with, isolation=isolation, options_path=None)
     report = asyncio.run(examine(file, severity=severity, scanned=not no_scan))
     print_report(report)
     if report.faults and not force:
@@ -69,7 +71,7 @@ def add(
     content = file.contents()
     if hash_of(content.source) != report.hash:
         raise ConfigurationError(f"{file.path} changed while it was checked")
-    manifest = content.manifest.content if content.manifest is not None else _manifest(file, report.loaded, class_name)
+    manifest = _manifest(file, report.loaded, class_name) if content.manifest is None else _with_options(content.manifest, file)
     said = ManifestFile(path=source / MANIFEST_NAME, content=manifest).parse()
     folder = to / said.name
     if folder.exists() and not upgrade:
@@ -92,6 +94,14 @@ def _manifest(file: PluginFile, loaded: dict[str, object], class_name: str | Non
     if file.options:
         said["options"] = file.options
     return tomli_w.dumps(said).encode()
+
+
+def _with_options(manifest: ManifestFile, file: PluginFile) -> bytes:
+    """Write what the plugin was checked with into the manifest that it has; byte by byte as it was where there is nothing."""
+    if not file.options:
+        return manifest.content
+    options = {**manifest.parse().options, **file.options}
+    return tomli_w.dumps({**toml_of(manifest.content), "options": options}).encode()
 
 
 def _cases(path: Path) -> dict[str, bytes]:

@@ -22,7 +22,6 @@ from sark_mw.commands.policy_targets import is_policy, load_policy
 from sark_mw.errors import ConfigurationError
 from sark_mw.limit import in_units
 from sark_mw.policy.base import LimitFigures, PolicyContext, PolicyDecision, PolicyServices
-from sark_mw.policy.files import PluginFile
 from sark_mw.policy.manager import PolicyPluginManager
 from sark_mw.policy.packages.bounded import content_of, toml_of
 
@@ -121,13 +120,12 @@ def test(
         (file, *others) = files_at(target)
         if others:
             raise ConfigurationError(f"{target} has several plugins in it: test one after the other")
-        wanted = read_cases(cases or file.path.with_name("cases.toml"))
-        chosen = PluginFile(
-            path=file.path,
-            class_name=class_name,
-            isolation=None if in_process else isolation_of(best_effort=best_effort),
-            options=wanted.options,
-        )
+        cases = cases or file.path.with_name("cases.toml")
+        wanted = read_cases(cases)
+        isolation = None if in_process else isolation_of(best_effort=best_effort)
+        chosen = replace(file, class_name=class_name, isolation=isolation, options=wanted.options)
+        if file.options_path is not None and file.options_path.resolve() == cases.resolve():
+            chosen = replace(chosen, options_path=None)  # cases that are named as the plugin are no options
         results = asyncio.run(run_cases(lambda manager: manager.load_file(chosen), wanted))
     if as_json:
         say(json.dumps([_as_json(each) for each in results], indent=2, default=str))

@@ -24,10 +24,11 @@ async def load_policy(target: Path, options: Mapping[str, Any], manager: PolicyP
     """Load a policy with these options, or the rules of a settings file; raises `ConfigurationError`."""
     kind = _kind(target)
     if kind is None:
-        rules = Settings.load(target).policy.rules
-        if not rules:
-            raise ConfigurationError(f"{target} has no [[policy.rules]]")
-        await load_plugins(manager, PolicySettings(rules=rules))
+        settings = Settings.load(target).policy
+        if not any(rule.enabled for rule in settings.rules):
+            raise ConfigurationError(f"{target} has no [[policy.rules]]{' that is enabled' if settings.rules else ''}")
+        manager.obligation_models |= frozenset(settings.obligation_models)  # beside those of the cases
+        await load_plugins(manager, PolicySettings(rules=settings.rules))
         return
     if best_effort:
         options = {"hardening": "best-effort", **options}

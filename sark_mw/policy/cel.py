@@ -92,6 +92,12 @@ class CelPlugin(NamedPlugin):
     def description(self) -> str:
         return self._description or "; ".join(each.rule.when for each in self._rules)[:200]
 
+    @property
+    def models(self) -> frozenset[str]:
+        """Name the models that the rules oblige to use."""
+        obligations = (one for each in self._rules for one in each.rule.obligations)
+        return frozenset(str(one.value) for one in obligations if one.kind == ObligationKind.USE_MODEL)
+
     def bind(self, services: PolicyServices) -> None:
         self._limits = services.limits
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,6 +13,8 @@ from sark_mw.policy.base import PolicyPlugin
 from sark_mw.policy.files import PluginFile, PluginSource
 from sark_mw.policy.needs import Lens, lens_for
 from sark_mw.policy.packages import Manifest
+
+logger = logging.getLogger(__name__)
 
 ON_ERROR = ("deny", "allow", "skip")
 
@@ -46,6 +49,8 @@ class Entry:
     failures: int = 0
     abandoned: int = 0
     last_error: str = ""
+    #: What keeps it from describing itself, told in the log once.
+    undescribed: str = ""
     stuck: list[tuple[object, ...]] = field(default_factory=list)
     #: It was loaded from a file, or has something to let go of: whoever began with it is served before it is unloaded.
     tracked: bool
@@ -111,13 +116,34 @@ def entry_of(plugin: PolicyPlugin, enabled: bool, source: PluginSource | None = 
 
 
 def described(entry: Entry) -> dict[str, Any]:
-    """Describe a plugin for listings."""
-    told: dict[str, Any] = entry.plugin.get_metadata() | {"enabled": entry.enabled}
+    """Describe a plugin for listings: by what is known of it, then by what it says of itself, whatever that is.
+
+    What the manager acts on is told as it is, whatever the plugin calls it.
+    """
+    plugin = entry.plugin
+    # As one that cannot say these is asked: see `judging`.
+    known = {"version": entry.version, "description": "", "timeout": None, "on_error": "deny"}
+    known |= _said(entry, lambda: PolicyPlugin.get_metadata(plugin)) | {"name": entry.name, "priority": entry.priority}
+    acted_on = {each: known[each] for each in ("name", "priority", "timeout", "on_error")}
+    told = known | _said(entry, plugin.get_metadata) | acted_on | {"enabled": entry.enabled}
     if entry.file is not None:
         told |= {"source": str(entry.file.path), "isolated": entry.isolated, "digest": entry.digest}
-    hardening = getattr(entry.plugin, "hardening", None)
+    hardening = getattr(plugin, "hardening", None)
     if hardening is not None:
         told["hardening"] = dict(hardening.layers)
-    if entry.last_error:
-        told["last_error"] = entry.last_error
+    if error := entry.last_error or entry.undescribed:
+        told["last_error"] = error
     return told
+
+
+def _said(entry: Entry, get_metadata: Callable[[], Any]) -> dict[str, Any]:
+    try:
+        said = get_metadata()
+        if not isinstance(said, Mapping):
+            raise TypeError(f"it returned {type(said).__name__}, not a mapping")
+        return dict(said)
+    except Exception as error:  # the plugin boundary: the listing is for the others too
+        if not entry.undescribed:  # once: health checks list, too
+            logger.warning("policy plugin %r cannot describe itself", entry.name, exc_info=error)
+        entry.undescribed = f"get_metadata(): {type(error).__name__}"
+        return {}

@@ -65,6 +65,10 @@ class PluginFile:
             raise ConfigurationError(f"the plugin package {self.package} has no {MANIFEST_NAME} any more")
         return now
 
+    def options_beside(self) -> dict[str, Any]:
+        """Read the options file beside it, as far as there is one; raises `ConfigurationError`."""
+        return _options(self.contents().options or b"", self.options_path)
+
     def read(self) -> PluginSource:
         """Read what the plugin is made of, as far as the rules let it in; raises `ConfigurationError`."""
         now = self.contents()

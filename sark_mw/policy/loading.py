@@ -84,7 +84,9 @@ def _listed(found: Mapping[str, type[PolicyPlugin]]) -> str:
 
 def built(plugin_class: type[PolicyPlugin], origin: str, options: Mapping[str, Any]) -> PolicyPlugin:
     """Build a plugin with its options, checked by its `options_model`; raises `ConfigurationError` naming `origin`."""
-    checked = checked_options(plugin_class.options_model, options, f"{plugin_class.__name__} of {origin}")
+    checked = checked_options(
+        plugin_class.options_model, options, f"{plugin_class.__name__} of {origin}", _required(plugin_class)
+    )
     try:
         return plugin_class(**checked)
     except ConfigurationError as error:
@@ -95,3 +97,13 @@ def built(plugin_class: type[PolicyPlugin], origin: str, options: Mapping[str, A
             f"{plugin_class.__name__} of {origin} cannot be built with the options given ({given}): "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+def _required(plugin_class: type[PolicyPlugin]) -> frozenset[str]:
+    """Name the options without which a plugin cannot be built."""
+    try:
+        parameters = inspect.signature(plugin_class).parameters.values()
+    except (TypeError, ValueError):  # one that cannot be read asks for nothing that is known
+        return frozenset()
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return frozenset(each.name for each in parameters if each.kind in by_name and each.default is inspect.Parameter.empty)

@@ -5,18 +5,19 @@ What an isolated one says is judged in a process of its own: `packages/inspectio
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from sark_mw.errors import ConfigurationError
 from sark_mw.policy.packages.reader import UnusableSchemaError, complaint, schema_complaints
 
 
-def checked_options(model: Any, options: Mapping[str, Any], plugin: str) -> dict[str, Any]:
+def checked_options(model: Any, options: Mapping[str, Any], plugin: str, required: Collection[str] = ()) -> dict[str, Any]:
     """Return the options to build a plugin with; a pydantic model's are of the types that it declares.
 
-    `model` is a pydantic model, a JSON Schema (a mapping), or None for a plugin that checks for itself. Raises
-    `ConfigurationError` naming the option.
+    `model` is a pydantic model, a JSON Schema (a mapping), or None for a plugin that checks for itself. Of what is not given the
+    model's defaults fill in the `required` ones: to others the plugin has defaults of its own, or does not take them at all.
+    Raises `ConfigurationError` naming the option.
     """
     if model is None:
         return dict(options)
@@ -29,7 +30,8 @@ def checked_options(model: Any, options: Mapping[str, Any], plugin: str) -> dict
         made = model.model_validate(dict(options))
     except ValueError as error:  # pydantic's own is one
         raise ConfigurationError(f"options of {plugin}: {_pydantic(error)}") from error
-    return {name: getattr(made, name) for name in made.model_fields_set}
+    filled_in = set(required) & type(made).model_fields.keys()
+    return {name: getattr(made, name) for name in made.model_fields_set | filled_in}
 
 
 def _check_schema(schema: Mapping[str, Any], options: Mapping[str, Any], plugin: str) -> None:

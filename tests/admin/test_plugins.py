@@ -8,6 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 import httpx2
+import pytest
 
 from sark_mw.asgi.middleware import SarkMiddleware
 from sark_mw.instrumentation.audit import AuditInstrumentation, audit_logger
@@ -17,6 +18,7 @@ from sark_mw.policy.packages import Lock, pin_of
 from sark_mw.sark import Sark
 from tests.admin.conftest import TOKEN, Admin, MakeAdmin, app
 from tests.enforcement.whole import settings_for, until
+from tests.policy.samples import Sample
 from tests.policy.versions import write
 
 
@@ -37,6 +39,23 @@ async def test_the_plugins_are_listed_in_the_order_in_which_they_are_asked(make:
     (own,) = [each for each in found if each["name"] == "versioned"]
     assert (own["version"], own["tier"], own["enabled"], own["lock"]) == ("1", "in process", True, "")
     assert own["source"].endswith("versioned.py") and own["hash"].startswith("sha256:")
+
+
+@pytest.mark.parametrize("said", [None, {"owner": "me", "source": 3, "last_error": None, "priority": None}])
+async def test_a_plugin_that_says_odd_things_of_itself_is_listed_and_switched_and_rules_are_set(
+    make: MakeAdmin, said: dict[str, Any] | None
+) -> None:
+    class Odd(Sample):
+        def get_metadata(self) -> dict[str, Any]:
+            return said  # type: ignore[return-value]  # what its author got wrong
+
+    admin = await make()
+    await admin.sark.policies.register_plugin(Odd("odd", priority=7))
+    (told,) = (await admin.ask("GET", "/plugins"))["plugins"]
+    assert (told["name"], told["priority"], told["on_error"]) == ("odd", 7, "deny")
+    off = await admin.ask("POST", "/plugins/odd/disable")
+    assert off["plugin"]["enabled"] is False
+    await admin.ask("PUT", "/rules/night", json={"when": "false", "deny": "no"})
 
 
 async def test_a_plugin_is_switched_off_and_on_and_it_is_recorded_who_did_it_and_why(make: MakeAdmin, tmp_path: Path) -> None:

@@ -69,6 +69,28 @@ async def test_a_pydantic_model_gives_the_options_their_types(tmp_path: Path) ->
     await manager.unregister_plugin("modelled")
 
 
+@pytest.mark.parametrize(
+    ("parameters", "options", "built_with"),
+    [
+        ("hours, rate", {}, {"hours": [9, 17], "rate": 1.0}),
+        ("hours, *, rate", {"rate": "0.5"}, {"hours": [9, 17], "rate": 0.5}),
+        ("hours", {}, {"hours": [9, 17]}),
+        ("hours=None, rate=2.0", {}, {"hours": None, "rate": 2.0}),
+        ("hours=None, rate=2.0", {"hours": ["8"]}, {"hours": [8], "rate": 2.0}),
+    ],
+)
+async def test_the_models_defaults_fill_in_what_the_constructor_cannot_do_without(
+    tmp_path: Path, parameters: str, options: dict[str, Any], built_with: dict[str, Any]
+) -> None:
+    source = MODELLED.replace("**options", parameters).replace(
+        "= options\n", "= {k: v for k, v in locals().items() if k != 'self'}\n"
+    )
+    manager = PolicyPluginManager(isolation="off")
+    await manager.load_from_file(a_file(tmp_path, source), **options)
+    (decision,) = await manager.evaluate_all(a_context())
+    assert decision.reason == repr(sorted(built_with.items()))
+
+
 @pytest.mark.parametrize("model", ["'a word'", "{'type': 'nonsense'}"])
 async def test_a_model_that_is_none_is_the_plugins_fault(tmp_path: Path, model: str) -> None:
     source = MODELLED.replace("options_model = Options", f"options_model = {model}")

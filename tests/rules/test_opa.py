@@ -127,7 +127,7 @@ async def test_after_a_burst_of_time_outs_the_next_request_is_answered(serve: Se
                 awake = asyncio.Event()
                 opa.misbehave = lambda writer, awake=awake: awake.wait()
             late = await asyncio.gather(*(manager.evaluate_all(small) for _ in range(300)))
-            assert not any(each.allowed for each, in late)
+            assert not any(each.allowed for (each,) in late)
             if isinstance(opa, RealOpa):
                 opa.process.send_signal(signal.SIGCONT)
             else:

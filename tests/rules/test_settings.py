@@ -85,6 +85,21 @@ async def test_a_rule_that_cannot_be_refuses_the_start(tmp_path: Path, rule: dic
             raise AssertionError("it started")
 
 
+USES_MINI = {"when": "true", "oblige": {"use_model": "gpt-4o-mini"}}
+
+
+@pytest.mark.parametrize("policy", [{"rules": (USES_MINI,)}, {"plugins": ({"name": "cel", "options": {"rules": [USES_MINI]}},)}])
+async def test_rules_that_oblige_to_a_model_that_is_not_listed_refuse_the_start_however_they_are_written(
+    tmp_path: Path, policy: dict[str, Any]
+):
+    with pytest.raises(ConfigurationError, match=r"'gpt-4o-mini' is not among policy\.obligation_models"):
+        async with gateway_for(FakeProvider(), settings_with(tmp_path, **policy)):
+            raise AssertionError("it started")
+    listed = settings_with(tmp_path, budget=100, obligation_models=("gpt-4o-mini",), **policy)
+    async with gateway_for(FakeProvider(), listed) as gateway:
+        assert (await asked(gateway))[0] == 200
+
+
 async def test_two_rules_of_one_name_refuse_the_start(tmp_path: Path):
     rule = {"when": "true", "deny": "no", "name": "same"}
     with pytest.raises(ConfigurationError, match="same"):
