@@ -15,6 +15,8 @@ from tests.isolation.plugins import DOER, asked
 from tests.isolation.processes import until
 
 QUICK = IsolationOptions(breaker_deaths=2, breaker_s=0.05, backoff_s=0.01)
+#: It stays open as long as a test lasts.
+PATIENT = IsolationOptions(breaker_deaths=2, breaker_s=600, breaker_most_s=600, backoff_s=0.01)
 
 
 class Watcher:
@@ -43,14 +45,14 @@ def watcher() -> Watcher:
     return Watcher()
 
 
-@pytest.fixture
-async def manager(watcher: Watcher, tmp_path: Path) -> AsyncIterator[PolicyPluginManager]:
+@pytest.fixture(params=[PATIENT], ids=["patient"])
+async def manager(watcher: Watcher, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[PolicyPluginManager]:
     """Keep the plugin that does as told; a watcher that fails is told before the other."""
     manager = PolicyPluginManager(Failing())
     manager.observe(watcher)
     file = tmp_path / "doer.py"
     file.write_bytes(DOER)
-    await manager.load_from_file(file, isolation=QUICK)
+    await manager.load_from_file(file, isolation=request.param)
     yield manager
     await manager.unregister_plugin("doer")
 
@@ -64,6 +66,7 @@ async def _killed(manager: PolicyPluginManager, times: int = 2) -> IsolatedPlugi
     return plugin
 
 
+@pytest.mark.parametrize("manager", [QUICK], indirect=True, ids=["quick"])
 async def test_opening_probing_and_closing_are_told_once_each(manager: PolicyPluginManager, watcher: Watcher) -> None:
     assert watcher.states == []
     plugin = await _killed(manager)
@@ -101,6 +104,7 @@ async def test_who_comes_later_hears_how_it_stands(manager: PolicyPluginManager,
     assert late.states == [("doer", 2)]
 
 
+@pytest.mark.parametrize("manager", [QUICK], indirect=True, ids=["quick"])
 async def test_the_worst_of_the_event_loops_is_told(manager: PolicyPluginManager, watcher: Watcher) -> None:
     def elsewhere(word: str) -> None:
         async def ask() -> None:
