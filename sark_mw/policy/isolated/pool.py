@@ -184,10 +184,11 @@ class Pool:
             self._out_of_memory(seat, call, answer)
             return
         self._deliver(call, answer)
-        if self._probe is call:
+        probe = self._probe is call
+        if probe:
             self._probe = None
         if not isinstance(answer.failure, UnsendableRequestError):
-            self._breaker.answered()  # one that was not read proves nothing
+            self._breaker.answered(probe=probe)  # one that was not read proves nothing
         if seat.calls:
             seat.next_call(self._loop.time())
         elif self._isolation.stateless or seat.retired:
