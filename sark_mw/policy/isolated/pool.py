@@ -10,11 +10,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from sark_mw.errors import ConfigurationError, PolicyEvaluationError
+from sark_mw.errors import PolicyEvaluationError
 from sark_mw.policy.base import PolicyDecision
 from sark_mw.policy.deadline import DeadlineExceededError
 from sark_mw.policy.isolated.breaker import Breaker, State
-from sark_mw.policy.isolated.link import MalformedReplyError, Source, WorkerEndedError, start
+from sark_mw.policy.isolated.link import MalformedReplyError, Source, start
 from sark_mw.policy.isolated.options import Hardening, IsolationOptions
 from sark_mw.policy.isolated.replies import Answer, read_answer
 from sark_mw.policy.isolated.requests import numbered
@@ -312,7 +312,7 @@ class Pool:
             await asyncio.sleep(delay)
             try:
                 await self._seat_one()
-            except (OSError, WorkerEndedError, MalformedReplyError, ConfigurationError) as error:
+            except Exception as error:  # noqa: BLE001  # the plugin boundary: whatever goes wrong in a start is a death, and the next comes
                 delay = max(self._died(str(error) or type(error).__name__, unborn=True), self._isolation.backoff_s)
             else:
                 return

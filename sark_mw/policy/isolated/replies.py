@@ -166,7 +166,7 @@ class Description:
             raise ConfigurationError("its name is empty")
         if type(priority) is not int or abs(priority) >= 2**31:
             raise ConfigurationError("its priority must be a whole number")
-        if timeout is not None and not (type(timeout) in (int, float) and math.isfinite(timeout) and 0 < timeout <= 3600):
+        if timeout is not None and not (type(timeout) in (int, float) and 0 < timeout <= 3600):
             raise ConfigurationError("its timeout must be a number of seconds above 0, or None")
         if members["on_error"] not in ("deny", "allow", "skip"):
             raise ConfigurationError("its on_error must be 'deny', 'allow' or 'skip'")
