@@ -111,6 +111,17 @@ async def test_a_time_out_that_is_none_is_refused_with_the_reason(timeout: str) 
         await isolate(DOER.replace(b"timeout = 0.5", f"timeout = {timeout}".encode()), "plugin.py")
 
 
+async def test_a_refusal_that_nobody_could_encode_is_told_without_what_has_no_utf_8() -> None:
+    refuses = b"""
+import os
+body = b'{"refused":"no \\\\ud800 and no \\\\n more"}'
+os.write(0, len(body).to_bytes(4, "big") + body)
+"""
+    with pytest.raises(ConfigurationError) as caught:
+        await isolate(refuses, "plugin.py")
+    assert str(caught.value).encode() == b"the plugin plugin.py: no ? and no   more"
+
+
 @pytest.mark.parametrize("fault", [OverflowError("int too large"), RuntimeError(), AttributeError("no such thing")])
 async def test_any_fault_of_a_start_is_counted_and_the_next_one_comes(fault: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     plugin = await loaded(breaker_deaths=3, backoff_s=0.01, breaker_s=0.05)

@@ -312,7 +312,7 @@ class Pool:
             await asyncio.sleep(delay)
             try:
                 await self._seat_one()
-            except Exception as error:  # noqa: BLE001  # the plugin boundary: whatever goes wrong in a start is a death, and the next comes
+            except Exception as error:  # noqa: BLE001  # the plugin boundary: a death like any other
                 delay = max(self._died(str(error) or type(error).__name__, unborn=True), self._isolation.backoff_s)
             else:
                 return

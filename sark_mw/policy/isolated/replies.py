@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from sark_mw.errors import ConfigurationError, PolicyEvaluationError
 from sark_mw.policy.base import Obligation, ObligationKind, PolicyDecision
-from sark_mw.policy.isolated.inside.answers import MAX_OBLIGATION_CHARS, MAX_OBLIGATIONS, MAX_REASON_CHARS, MAX_VALUES
+from sark_mw.policy.isolated.inside.answers import MAX_OBLIGATION_CHARS, MAX_OBLIGATIONS, MAX_REASON_CHARS, MAX_VALUES, cut
 from sark_mw.policy.isolated.inside.bounds import has_more_values
 from sark_mw.policy.isolated.options import Hardening
 from sark_mw.policy.unsendable import UnsendableRequestError
@@ -154,7 +154,7 @@ class Description:
     def __init__(self, message: Mapping[str, Any]) -> None:
         refusal = message.get("refused")
         if type(refusal) is str:
-            raise ConfigurationError(refusal[:2000].translate(_CONTROLS))
+            raise ConfigurationError(cut(refusal, 2000).translate(_CONTROLS))
         members = message.get("ready")
         if type(members) is not dict or members.keys() != _MEMBERS:
             raise MalformedReplyError("a worker that does not say that it is ready")
