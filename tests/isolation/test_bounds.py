@@ -267,6 +267,15 @@ def test_a_reply_that_would_hold_up_the_event_loop_is_not_read(metadata: str) ->
         read_answer(reply.encode())
 
 
+@pytest.mark.parametrize("number", ["9" * 21, "-" + "9" * 20, "9" * 4_290, str(2**63), str(-(2**63))])
+def test_a_number_out_of_bounds_is_not_read(number: str) -> None:
+    reply = '{"id":1,"allowed":true,"reason":"","metadata":{"a":[%s]},"obligations":[]}'
+    with pytest.raises(MalformedReplyError, match="a number out of bounds"):
+        read_answer((reply % ",".join([number] * 14)).encode())
+    taken = read_answer((reply % f"{2**63 - 1},{-(2**63) + 1}").encode())
+    assert taken.decision is not None and taken.decision.metadata == {"a": [2**63 - 1, 1 - 2**63]}
+
+
 def test_values_and_depth_are_told_from_the_bytes() -> None:
     for value in ([], [1], {"a": 1}, [[], {}], "[[,", ["\\", '\\"[,', "a,b"], {'"': ['\\"', "\\\\"]}, _nested(5)):
         whole = [value]

@@ -15,6 +15,8 @@ from sark_mw.policy.isolated.options import Hardening
 from sark_mw.policy.unsendable import UnsendableRequestError
 
 _DEPTH = 14
+#: Those of the largest number that is taken, and a sign.
+_DIGITS = 20
 _JUDGED = frozenset({"id", "allowed", "reason", "metadata", "obligations"})
 _FAILED = frozenset({"id", "error", "text"})
 _UNREAD = frozenset({"id", "unread"})
@@ -42,6 +44,13 @@ def _no_constant(name: str) -> NoReturn:
     raise MalformedReplyError(f"{name} in a reply")
 
 
+def _whole_number(digits: str) -> int:
+    # The time that an int takes to be read grows by the square of its digits.
+    if len(digits) > _DIGITS:
+        raise MalformedReplyError("a number out of bounds")
+    return int(digits)
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) != len(pairs):
@@ -49,7 +58,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-_decode = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_unique).decode
+_decode = json.JSONDecoder(parse_constant=_no_constant, parse_int=_whole_number, object_pairs_hook=_unique).decode
 
 
 def read_message(frame: bytes) -> dict[str, Any]:
