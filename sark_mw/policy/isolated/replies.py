@@ -47,7 +47,7 @@ def _no_constant(name: str) -> NoReturn:
 def _whole_number(digits: str) -> int:
     # The time that an int takes to be read grows by the square of its digits.
     if len(digits) > _DIGITS:
-        raise MalformedReplyError("a number out of bounds")
+        raise MalformedReplyError("a number out of bounds in a reply")
     return int(digits)
 
 
