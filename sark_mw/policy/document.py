@@ -134,26 +134,40 @@ _written = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(","
 def read_answer(answer: object, name: str) -> PolicyDecision:
     """Make a decision of a policy's JSON: `true`, `false`, or an object with `allow`, `reason`, `obligations`, `metadata`.
 
-    Raises `PolicyEvaluationError` for anything else; only `true` allows.
+    Only `true` allows; `"allow": false` denies, however odd the rest of it is. Raises `PolicyEvaluationError` for anything else.
     """
-    if isinstance(answer, bool):
-        return PolicyDecision(answer, "" if answer else f"policy {name} says no")
+    if answer is True:
+        return PolicyDecision(True, "")
+    if answer is False:
+        return _denial({}, name)
     if not isinstance(answer, dict) or not isinstance(answer.get("allow"), bool):
         raise PolicyEvaluationError(f"the policy answered neither true, false nor an object with `allow`: {repr(answer)[:100]}")
+    if answer["allow"] is False:
+        return _denial(answer, name)
     if unknown := set(answer) - _ANSWER:
         raise PolicyEvaluationError(f"the policy answered with {sorted(map(str, unknown))[0][:40]!r}, which nobody knows")
-    allowed = answer["allow"] is True
     reason, metadata = answer.get("reason", ""), answer.get("metadata", {})
     if not isinstance(reason, str) or not isinstance(metadata, dict):
         raise PolicyEvaluationError("the reason must be a text and the metadata an object")
+    if not _is_plain(answer):
+        raise PolicyEvaluationError("the policy answered with half a character, or a number without end")
+    return PolicyDecision(True, on_one_line(reason), metadata, obligations=_obligations(answer.get("obligations", {})))
+
+
+def _denial(answer: Mapping[str, Any], name: str) -> PolicyDecision:
+    reason, metadata = answer.get("reason"), answer.get("metadata")
+    told = on_one_line(reason) if isinstance(reason, str) else ""
+    shown = metadata if isinstance(metadata, dict) and _is_plain(metadata) else {}
+    return PolicyDecision(False, told or f"policy {name} says no", shown)
+
+
+def _is_plain(value: object) -> bool:
+    """Tell whether it is JSON that has UTF-8."""
     try:
-        json.dumps(answer, allow_nan=False, ensure_ascii=False).encode()
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
-        raise PolicyEvaluationError("the policy answered with half a character, or a number without end") from None
-    obligations = _obligations(answer.get("obligations", {})) if allowed else ()
-    return PolicyDecision(
-        allowed, on_one_line(reason) or ("" if allowed else f"policy {name} says no"), metadata, obligations=obligations
-    )
+        return False
+    return True
 
 
 def on_one_line(text: str) -> str:

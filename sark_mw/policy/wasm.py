@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Literal
 
 from sark_mw.errors import ConfigurationError
-from sark_mw.policy.document import MAX_REPLY_BYTES
 from sark_mw.policy.engines.plugin import EnginePlugin
 from sark_mw.policy.engines.process import EngineOptions, EngineProcesses
 
 _MAX_MODULE = 16 << 20
+#: What a guest may answer, before its process cuts that: twice of what it is shown.
+_MAX_ANSWER = 2 << 20
 _PAGE = 65_536
 
 
@@ -55,7 +56,7 @@ class WasmPlugin(EnginePlugin):
         self._setup = {
             "fuel": fuel,
             "guest_bytes": memory_bytes,
-            "reply_bytes": MAX_REPLY_BYTES,
+            "reply_bytes": _MAX_ANSWER,
             "wasi": wasi,
             "text": Path(path).suffix == ".wat",
         }

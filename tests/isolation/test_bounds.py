@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from decimal import Decimal
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -13,6 +15,8 @@ from sark_mw.errors import PolicyEvaluationError
 from sark_mw.policy.isolated import IsolationOptions, isolate
 from sark_mw.policy.isolated.inside.bounds import has_more_values, is_deeper
 from sark_mw.policy.isolated.replies import MalformedReplyError, read_answer
+from sark_mw.policy.isolated.requests import written_context
+from sark_mw.policy.unsendable import UnsendableRequestError
 from tests.isolation.plugins import asked, loaded
 from tests.isolation.processes import until
 
@@ -66,7 +70,7 @@ async def _answers(arguments: Any, times: int = 1, **options: Any) -> list[str]:
         ([{}] * 690_000, "more than 32768 values"),
         (_nested(32), "more than 64 levels deep"),
         (_nested(225), "more than 64 levels deep"),
-        ("x" * (2 << 20), "2097152 are the most"),
+        ("x" * (2 << 20), "2097152 bytes are the most"),
         (json.loads("1e400"), "cannot be written"),
         (json.loads("[NaN]"), "cannot be written"),
     ],
@@ -128,6 +132,34 @@ async def test_a_request_that_could_not_be_read_does_not_close_a_breaker() -> No
         assert not plugin.figures()[0]["broken"]
     finally:
         await plugin.on_unload()
+
+
+class _Witness(Decimal):
+    written = False
+
+    def __str__(self) -> str:
+        type(self).written = True
+        return "1"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"x": [0] * 40_000},
+        {"x": {str(n): 0 for n in range(40_000)}},
+        {"x": ["a" * 1_000] * 2_200},
+        {"x": {"a" * 1_000 + str(n): 0 for n in range(2_200)}},
+        {"x": ["é" * 1_100_000, {"y": ("é" * 1_100_000,)}]},
+        {"x": [{n: [0] * 30 for n in range(1_000)}] * 2},
+        {"x": [10**4_000] * 700},
+        {"x": {"y": MappingProxyType({"z": {"a" * 2_200_000}})}},
+    ],
+    ids=["values", "fields", "texts", "keys", "deep texts", "together", "digits", "other containers"],
+)
+def test_what_is_surely_too_large_is_refused_before_any_of_it_is_written(arguments: Any) -> None:
+    with pytest.raises(UnsendableRequestError, match=r"are the most|more than 32768 values"):
+        written_context(asked("x", witness=_Witness(), **arguments), 2 << 20, 32_768)
+    assert not _Witness.written
 
 
 #: Allows whatever goes wrong, and does with a text what most guards do; `greedy` takes many times what it is shown.
@@ -233,6 +265,15 @@ def test_a_reply_that_would_hold_up_the_event_loop_is_not_read(metadata: str) ->
     reply = '{"id":1,"allowed":true,"reason":"","metadata":{"a":%s},"obligations":[]}' % metadata  # noqa: UP031  # braces
     with pytest.raises(MalformedReplyError, match="more than 1000 values"):
         read_answer(reply.encode())
+
+
+@pytest.mark.parametrize("number", ["9" * 21, "-" + "9" * 20, "9" * 4_290, str(2**63), str(-(2**63))])
+def test_a_number_out_of_bounds_is_not_read(number: str) -> None:
+    reply = '{"id":1,"allowed":true,"reason":"","metadata":{"a":[%s]},"obligations":[]}'
+    with pytest.raises(MalformedReplyError, match="a number out of bounds"):
+        read_answer((reply % ",".join([number] * 14)).encode())
+    taken = read_answer((reply % f"{2**63 - 1},{-(2**63) + 1}").encode())
+    assert taken.decision is not None and taken.decision.metadata == {"a": [2**63 - 1, 1 - 2**63]}
 
 
 def test_values_and_depth_are_told_from_the_bytes() -> None:

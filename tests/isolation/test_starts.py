@@ -6,12 +6,15 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
 from sark_mw import PolicyPluginManager
 from sark_mw.errors import ConfigurationError, PolicyEvaluationError
-from sark_mw.policy.isolated import isolate, zygote_process
+from sark_mw.policy.isolated import IsolationOptions, isolate, zygote_process
+from sark_mw.policy.isolated import pool as pools
 from sark_mw.policy.isolated.link import Link
 from tests.isolation.plugins import DOER, asked, loaded
 from tests.isolation.processes import descendants, descriptors, runs, until
@@ -98,6 +101,64 @@ async def test_a_plugin_that_is_loaded_twice_has_the_workers_of_one() -> None:
         assert plugin.pids == pids
     finally:
         await plugin.on_unload()
+
+
+@pytest.mark.parametrize("timeout", ["10**400", "-1", "0", "float('nan')", "float('inf')", "True", "3601", "'1'"])
+async def test_a_time_out_that_is_none_is_refused_with_the_reason(timeout: str) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"the plugin plugin\.py: its timeout must be a number of seconds above 0|in a reply"
+    ):
+        await isolate(DOER.replace(b"timeout = 0.5", f"timeout = {timeout}".encode()), "plugin.py")
+
+
+async def test_a_refusal_that_nobody_could_encode_is_told_without_what_has_no_utf_8() -> None:
+    refuses = b"""
+import os
+body = b'{"refused":"no \\\\ud800 and no \\\\n more"}'
+os.write(0, len(body).to_bytes(4, "big") + body)
+"""
+    with pytest.raises(ConfigurationError) as caught:
+        await isolate(refuses, "plugin.py")
+    assert str(caught.value).encode() == b"the plugin plugin.py: no ? and no   more"
+
+
+@pytest.mark.parametrize("fault", [OverflowError("int too large"), RuntimeError(), AttributeError("no such thing")])
+async def test_any_fault_of_a_start_is_counted_and_the_next_one_comes(fault: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = await loaded(breaker_deaths=3, backoff_s=0.01, breaker_s=0.05)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(pools, "start", _failing(fault))
+            with pytest.raises(PolicyEvaluationError, match=r"it exited \(3\)"):
+                await plugin.evaluate(asked("exit"))
+            await until(lambda: plugin.figures()[0]["broken"], 3.0)
+            with pytest.raises(PolicyEvaluationError, match="not asked, since its workers keep dying"):
+                await plugin.evaluate(asked("allow"))
+        await until(lambda: bool(plugin.pids))
+        assert (await plugin.evaluate(asked("allow"))).allowed is True
+    finally:
+        await plugin.on_unload()
+
+
+def _failing(fault: Exception) -> Callable[..., Awaitable[Any]]:
+    async def start(*_: object) -> Any:
+        raise fault
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *[("worker_cpu_s", value) for value in (2**33, 1.5, 0, 10**5000)],
+        *[("memory_bytes", value) for value in (2**65, 2**62, -1, "64")],
+        *[("timeout_s", value) for value in (float("inf"), float("nan"), 0, 10**400)],
+        *[("queue", float("inf")), ("workers", 9), ("workers", True), ("backoff_most_s", -1), ("breaker_most_s", 0)],
+    ],
+    ids=lambda given: given if isinstance(given, str) else type(given).__name__,
+)
+def test_options_that_no_worker_can_have_are_refused_by_name(option: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=f"isolation {option} must be "):
+        IsolationOptions(**{option: value})
 
 
 async def test_starts_that_hang_open_the_breaker_although_each_takes_longer_than_its_share_of_the_window() -> None:

@@ -108,6 +108,31 @@ def test_an_answer_that_has_no_utf_8_or_no_json_is_an_error(answer: Any):
         read_answer(answer, "opa")
 
 
+@pytest.mark.parametrize(
+    ("rest", "reason", "metadata"),
+    [
+        ({"reason": ["a", "b"]}, "policy opa says no", {}),
+        ({"reason": "\ud800"}, "?", {}),
+        ({"reason": "no", "metadata": [1]}, "no", {}),
+        ({"reason": "no", "metadata": {"x": "\ud800"}}, "no", {}),
+        ({"reason": "no", "metadata": {"x": float("nan")}}, "no", {}),
+        ({"reason": "no", "metadata": {"x": deep(5000)}}, "no", {}),
+        ({"reason": "no", "metadata": {"x": 1}, "obligations": 7, "more": deep(5000)}, "no", {"x": 1}),
+    ],
+)
+def test_what_does_not_allow_denies_however_odd_the_rest_of_it_is(rest: Any, reason: str, metadata: Any):
+    decision = read_answer({"allow": False, **rest}, "opa")
+    assert (decision.allowed, decision.reason, decision.metadata, decision.obligations) == (False, reason, metadata, ())
+    with pytest.raises(PolicyEvaluationError):
+        read_answer({"allow": True, **rest}, "opa")
+
+
+@pytest.mark.parametrize("answer", [{"allow": 0}, {"allow": ""}, {"allow": None}, {"allow": []}, {}, 0, None, [False]])
+def test_what_is_not_exactly_false_is_no_denial_either(answer: Any):
+    with pytest.raises(PolicyEvaluationError, match="neither true, false"):
+        read_answer(answer, "opa")
+
+
 @needs_linux
 async def test_a_callers_text_in_a_reason_or_an_error_forges_no_line_of_a_log():
     reason = 'package sark\nimport rego.v1\ndecision := {"allow": false, "reason": sprintf("not %v", [input.arguments.x])}'

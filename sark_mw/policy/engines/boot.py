@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,8 +39,11 @@ def _read(size: int) -> bytes | None:
 
 
 def write_message(message: dict[str, Any]) -> None:
-    """Write one answer."""
-    data = json.dumps(message).encode()
+    """Write what is said before the first request."""
+    _write(json.dumps(message).encode())
+
+
+def _write(data: bytes) -> None:
     left = memoryview(len(data).to_bytes(4, "big") + data)
     while left:
         left = left[os.write(0, left) :]
@@ -55,16 +59,13 @@ def _stand_in(name: str, folder: Path) -> None:
         setattr(sys.modules[parent], child, module)
 
 
-def _serve(engine: Any) -> None:
+def _serve(engine: Any, written: Callable[[dict[str, Any]], bytes]) -> None:
     while (data := read_message()) is not None:
         try:
             answer = engine.evaluate(data)
         except Exception as error:  # noqa: BLE001  # whatever a policy does is an answer
             answer = {"error": f"{type(error).__name__}: {error}"[:500]}
-        try:
-            write_message(answer)
-        except (TypeError, ValueError, RecursionError) as error:
-            write_message({"error": f"the answer is no JSON: {error}"[:500]})
+        _write(written(answer))
 
 
 def _main() -> None:
@@ -92,6 +93,7 @@ def _main() -> None:
         confinement = importlib.import_module("sark_mw.policy.engines.confinement").Confinement(
             int(parent), setup["memory_bytes"]
         )
+        written = importlib.import_module("sark_mw.policy.engines.answers").written
         engine = kind(setup)
         confinement.begin(namespaces=setup["namespaces"], own_user=setup["own_user"])
         engine.compile(body)
@@ -101,7 +103,7 @@ def _main() -> None:
         write_message({"error": f"{type(error).__name__}: {error}"[:2000]})
         return
     write_message({"layers": layers})
-    _serve(engine)
+    _serve(engine, written)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from sark_mw.policy.document import MAX_REPLY_BYTES
+from sark_mw.policy.engines.answers import MAX_BYTES, MAX_VALUES
+from sark_mw.policy.isolated.inside.bounds import has_more_values
 
 _CHUNK = 64 << 10
-#: More than a decision needs, and few enough to be parsed in the event loop.
-_MAX_REPLY_PARTS = 2000
+#: Who sends a longer reply is none of ours; one that is only too large fails its request.
+_MOST_BYTES = 1 << 20
+_MOST_DIGITS = 20
 
 
 class ChildEndedError(Exception):
@@ -141,7 +143,7 @@ class Child:
     def _take(self) -> None:
         received = self._received
         size = int.from_bytes(received[:4], "big") if len(received) >= 4 else 0
-        if size > MAX_REPLY_BYTES + 1024:
+        if size > _MOST_BYTES:
             self.end(f"its process sent a reply of {size:,} bytes")
         elif len(received) < 4 or len(received) < 4 + size:
             return
@@ -155,7 +157,7 @@ class Child:
     def _hear(self, data: bytes) -> None:
         try:
             message = _parsed(data)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             self.end(f"its process babbled: {str(error) or type(error).__name__}")
             return
         answer, self._answer = self._answer, None
@@ -167,9 +169,20 @@ class Child:
 
 
 def _parsed(data: bytes) -> dict[str, Any]:
-    if data.count(b",") + data.count(b"[") + data.count(b"{") > _MAX_REPLY_PARTS:
-        raise ValueError(f"a reply of more than {_MAX_REPLY_PARTS:,} values")
-    answer = json.loads(data)
+    if len(data) > MAX_BYTES or has_more_values(data, MAX_VALUES):
+        return {"error": f"a reply of more than {MAX_BYTES:,} bytes or {MAX_VALUES:,} values"}
+    try:
+        answer = _decode(data.decode())
+    except RecursionError:
+        return {"error": "a reply of more levels than can be read"}
     if not isinstance(answer, dict):
         raise ValueError("a reply that is no object")
     return answer
+
+
+def _whole_number(digits: str) -> float:
+    # The time that the digits of an int take grows by their square, and nobody needs them.
+    return int(digits) if len(digits) <= _MOST_DIGITS else float(digits)
+
+
+_decode = json.JSONDecoder(parse_int=_whole_number).decode

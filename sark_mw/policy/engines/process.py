@@ -157,10 +157,13 @@ class EngineProcesses:
         return child
 
     def _check(self, ready: Mapping[str, Any]) -> None:
-        if "layers" not in ready:
-            raise ConfigurationError(f"{self._plugin}: {str(ready.get('error'))[:2000]}")
-        missing = {name: ready["layers"].get(name) for name in _REQUIRED if ready["layers"].get(name) is not True}
-        self.held = Held(layers=dict(ready["layers"]), lacking=tuple(missing))
+        layers = ready.get("layers")
+        if not isinstance(layers, dict):
+            # What it read and compiled may have written this.
+            told = str(ready.get("error"))[:2000].encode(errors="replace").decode()
+            raise ConfigurationError(f"{self._plugin}: {told}")
+        missing = {name: layers.get(name) for name in _REQUIRED if layers.get(name) is not True}
+        self.held = Held(layers=layers, lacking=tuple(missing))
         if missing and self._options.hardening == "require":
             told = ", ".join(f"{name} ({why})" for name, why in missing.items())
             raise ConfigurationError(f"{self._plugin}: this system cannot hold a policy's process: {told}")

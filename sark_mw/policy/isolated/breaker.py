@@ -48,13 +48,15 @@ class Breaker:
         if self.state == "open":
             self._become("probing")
 
-    def answered(self) -> None:
-        """A worker answered."""
-        self._in_a_row = 0
-        if self.state != "closed":
-            self._become("closed")
+    def answered(self, *, probe: bool) -> None:
+        """A worker answered; only the answer to the probe, if nothing has died since, closes a breaker."""
+        if self.state == "closed":
+            self._in_a_row = 0
+        elif probe and self.state == "probing":
+            self._in_a_row = 0
             self._deaths.clear()
             self._seconds = self._isolation.breaker_s
+            self._become("closed")
 
     def _become(self, state: State) -> None:
         changed = state != self.state

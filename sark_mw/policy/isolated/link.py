@@ -154,21 +154,32 @@ class Link:
             chunk = b""
         kept = self._kept
         kept += chunk
+        wrong = self._take_frames()
+        if self.ended:
+            return
+        if wrong:
+            self.end(wrong)
+        elif not chunk or kept[-HELLO.size : -HELLO.size + 4] == DIED:
+            self.end(self._how_it_ended())
+        elif len(kept) > 4 + self.most_bytes + HELLO.size:  # a second lock: whatever is kept has an end
+            self.end("it sent more than a message is long")
+
+    def _take_frames(self) -> str:
+        """Hand on all messages that are whole; returns what is wrong with the rest, empty if it may become one."""
+        kept = self._kept
         while len(kept) >= 4 and not self.ended:
             (length,) = struct.unpack_from(">I", kept)
-            if length == 0 or length > self.most_bytes:
-                break
+            if length == 0:
+                # What the zygote says last begins like this too, and nothing comes after that.
+                return "it sent an empty message" if len(kept) > HELLO.size else ""
+            if length > self.most_bytes:
+                return f"it sent a message of {length} bytes, {self.most_bytes} are the most"
             if len(kept) < 4 + length:
-                break
+                return ""
             frame = bytes(kept[4 : 4 + length])
             del kept[: 4 + length]
             self.on_frame(frame)
-        if self.ended:
-            return
-        if not chunk or kept[-HELLO.size : -HELLO.size + 4] == DIED:
-            self.end(self._how_it_ended())
-        elif len(kept) >= 4 and (length == 0 or length > self.most_bytes) and kept[:4] != DIED:
-            self.end(f"it sent a message of {length} bytes, {self.most_bytes} are the most")
+        return ""
 
     def _how_it_ended(self) -> str:
         last = bytes(self._kept[-HELLO.size :])

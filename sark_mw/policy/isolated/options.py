@@ -14,6 +14,19 @@ NEEDED_LAYERS = ("no_new_privs", "seccomp", "landlock_fs", "rlimits", "uid", "pi
 LAYERS = (*NEEDED_LAYERS, "landlock_net", "landlock_scopes", "parent_death", "namespaces")
 
 
+#: The most that each may be: what the kernel, the orders to the zygote and the event loop's clock have room for.
+_WHOLE = {
+    **dict.fromkeys(("memory_bytes", "reply_bytes", "request_bytes", "queue_bytes"), 1 << 40),
+    **dict.fromkeys(("pipeline", "queue", "breaker_deaths", "worker_cpu_s"), 1 << 30),
+    "workers": 8,
+}
+_MOST_S = 1e6
+_SECONDS = (
+    *("timeout_s", "cpu_s", "start_timeout_s", "backoff_s", "backoff_most_s"),
+    *("breaker_window_s", "breaker_s", "breaker_most_s"),
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IsolationOptions:
     """How the workers of one plugin run.
@@ -49,15 +62,7 @@ class IsolationOptions:
     def __post_init__(self) -> None:
         if self.mode not in ("require", "best-effort"):
             raise ConfigurationError(f"isolation mode must be 'require' or 'best-effort', not {self.mode!r}")
-        if not 1 <= self.workers <= 8:
-            raise ConfigurationError(f"isolation workers must be from 1 to 8, not {self.workers!r}")
-        counts = (
-            *("memory_bytes", "timeout_s", "cpu_s", "reply_bytes", "request_bytes", "pipeline", "queue", "queue_bytes"),
-            *("start_timeout_s", "backoff_s", "breaker_deaths", "breaker_window_s", "breaker_s", "worker_cpu_s"),
-        )
-        for name in counts:
-            if not getattr(self, name) > 0:
-                raise ConfigurationError(f"isolation {name} must be above 0, not {getattr(self, name)!r}")
+        _check_bounds(self)
         if self.reply_bytes > 1 << 20:
             raise ConfigurationError("isolation reply_bytes must be at most 1 MiB: replies are read in the gateway's event loop")
 
@@ -70,6 +75,22 @@ class IsolationOptions:
     def shown_values(self) -> int:
         """How many values may be in a request: each takes up to 350 bytes with its key, all together a quarter of the memory."""
         return self.memory_bytes // 2048
+
+
+def _check_bounds(options: IsolationOptions) -> None:
+    for name, most in _WHOLE.items():
+        value = getattr(options, name)
+        if type(value) is not int or not 1 <= value <= most:
+            raise ConfigurationError(f"isolation {name} must be a whole number from 1 to {most}, not {_told(value)}")
+    for name in _SECONDS:
+        value = getattr(options, name)
+        if type(value) not in (int, float) or not 0 < value <= _MOST_S:
+            raise ConfigurationError(f"isolation {name} must be above 0 and at most {_MOST_S:.0f} seconds, not {_told(value)}")
+
+
+def _told(value: object) -> str:
+    # No interpreter writes the digits of an int without end.
+    return "one without end" if isinstance(value, int) and value.bit_length() > 1_000 else repr(value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,11 +10,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from sark_mw.errors import ConfigurationError, PolicyEvaluationError
+from sark_mw.errors import PolicyEvaluationError
 from sark_mw.policy.base import PolicyDecision
 from sark_mw.policy.deadline import DeadlineExceededError
 from sark_mw.policy.isolated.breaker import Breaker, State
-from sark_mw.policy.isolated.link import MalformedReplyError, Source, WorkerEndedError, start
+from sark_mw.policy.isolated.link import MalformedReplyError, Source, start
 from sark_mw.policy.isolated.options import Hardening, IsolationOptions
 from sark_mw.policy.isolated.replies import Answer, read_answer
 from sark_mw.policy.isolated.requests import numbered
@@ -55,6 +55,7 @@ class Pool:
         self._in_flight = 1 if isolation.stateless else isolation.pipeline
         self._closed = False
         self._look: asyncio.TimerHandle | None = None
+        self._reopening: asyncio.TimerHandle | None = None
         self.hardening: Hardening | None = None
         self.deaths = 0
         self.last_death = ""
@@ -117,8 +118,9 @@ class Pool:
         if self._closed:
             return
         self._closed = True
-        if self._look is not None:
-            self._look.cancel()
+        for timer in (self._look, self._reopening):
+            if timer is not None:
+                timer.cancel()
         for task in self._starting:
             if not self._loop.is_closed():
                 task.cancel()
@@ -152,7 +154,7 @@ class Pool:
         self._drop(call)
 
     def _drop(self, call: Call) -> None:
-        """Nobody waits for it any more; if it was the probe, the next one is."""
+        """Nobody watches it any more; if it was the probe, the next one is."""
         call.forget()
         if self._probe is call:
             self._probe = None
@@ -182,10 +184,11 @@ class Pool:
             self._out_of_memory(seat, call, answer)
             return
         self._deliver(call, answer)
-        if self._probe is call:
+        probe = self._probe is call
+        if probe:
             self._probe = None
         if not isinstance(answer.failure, UnsendableRequestError):
-            self._breaker.answered()  # one that was not read proves nothing
+            self._breaker.answered(probe=probe)  # one that was not read proves nothing
         if seat.calls:
             seat.next_call(self._loop.time())
         elif self._isolation.stateless or seat.retired:
@@ -243,7 +246,7 @@ class Pool:
             call.seat = None
             if call.sends > 1 or self._closed:
                 reason = "the plugin has been unloaded" if self._closed else "two workers died while it waited"
-                call.forget()
+                self._drop(call)
                 call.fail(PolicyEvaluationError(reason, plugin_name=self._source.name))
             elif call.future.done():
                 self._drop(call)
@@ -254,15 +257,26 @@ class Pool:
     def _gone(self, seat: Seat, reason: str) -> None:
         if seat in self._seats:
             self._seats.remove(seat)
-        if seat.calls:
-            guilty = seat.calls.popleft()
-            guilty.forget()
+        guilty = seat.calls.popleft() if seat.calls else None
+        if guilty is not None:
+            self._drop(guilty)
             guilty.fail(PolicyEvaluationError(f"its worker ended: {reason}", plugin_name=self._source.name))
         self._put_back(seat)
         if self._closed:
             return
-        self._fill(0.0 if seat.retired else self._died(reason))
+        if seat.retired and guilty is None:
+            self._fill()
+        else:
+            self._replace(self._died(reason))
         self._hand_out()
+
+    def _replace(self, delay: float) -> None:
+        self._fill(delay)
+        if self.broken and not self._starting:
+            # It was to be renewed, and its successor is there: no start will lead out of the open breaker.
+            if self._reopening is not None:
+                self._reopening.cancel()
+            self._reopening = self._loop.call_later(delay, self._breaker.started)
 
     def _died(self, reason: str, *, unborn: bool = False) -> float:
         self.deaths += 1
@@ -298,7 +312,7 @@ class Pool:
             await asyncio.sleep(delay)
             try:
                 await self._seat_one()
-            except (OSError, WorkerEndedError, MalformedReplyError, ConfigurationError) as error:
+            except Exception as error:  # noqa: BLE001  # the plugin boundary: a death like any other
                 delay = max(self._died(str(error) or type(error).__name__, unborn=True), self._isolation.backoff_s)
             else:
                 return

@@ -9,12 +9,14 @@ from typing import Any, NoReturn
 
 from sark_mw.errors import ConfigurationError, PolicyEvaluationError
 from sark_mw.policy.base import Obligation, ObligationKind, PolicyDecision
-from sark_mw.policy.isolated.inside.answers import MAX_OBLIGATION_CHARS, MAX_OBLIGATIONS, MAX_REASON_CHARS, MAX_VALUES
+from sark_mw.policy.isolated.inside.answers import MAX_OBLIGATION_CHARS, MAX_OBLIGATIONS, MAX_REASON_CHARS, MAX_VALUES, cut
 from sark_mw.policy.isolated.inside.bounds import has_more_values
 from sark_mw.policy.isolated.options import Hardening
 from sark_mw.policy.unsendable import UnsendableRequestError
 
 _DEPTH = 14
+#: Those of the largest number that is taken, and a sign.
+_DIGITS = 20
 _JUDGED = frozenset({"id", "allowed", "reason", "metadata", "obligations"})
 _FAILED = frozenset({"id", "error", "text"})
 _UNREAD = frozenset({"id", "unread"})
@@ -42,6 +44,13 @@ def _no_constant(name: str) -> NoReturn:
     raise MalformedReplyError(f"{name} in a reply")
 
 
+def _whole_number(digits: str) -> int:
+    # The time that an int takes to be read grows by the square of its digits.
+    if len(digits) > _DIGITS:
+        raise MalformedReplyError("a number out of bounds in a reply")
+    return int(digits)
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) != len(pairs):
@@ -49,7 +58,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-_decode = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_unique).decode
+_decode = json.JSONDecoder(parse_constant=_no_constant, parse_int=_whole_number, object_pairs_hook=_unique).decode
 
 
 def read_message(frame: bytes) -> dict[str, Any]:
@@ -154,7 +163,7 @@ class Description:
     def __init__(self, message: Mapping[str, Any]) -> None:
         refusal = message.get("refused")
         if type(refusal) is str:
-            raise ConfigurationError(refusal[:2000].translate(_CONTROLS))
+            raise ConfigurationError(cut(refusal, 2000).translate(_CONTROLS))
         members = message.get("ready")
         if type(members) is not dict or members.keys() != _MEMBERS:
             raise MalformedReplyError("a worker that does not say that it is ready")
@@ -166,7 +175,7 @@ class Description:
             raise ConfigurationError("its name is empty")
         if type(priority) is not int or abs(priority) >= 2**31:
             raise ConfigurationError("its priority must be a whole number")
-        if timeout is not None and not (type(timeout) in (int, float) and math.isfinite(timeout) and 0 < timeout <= 3600):
+        if timeout is not None and not (type(timeout) in (int, float) and 0 < timeout <= 3600):
             raise ConfigurationError("its timeout must be a number of seconds above 0, or None")
         if members["on_error"] not in ("deny", "allow", "skip"):
             raise ConfigurationError("its on_error must be 'deny', 'allow' or 'skip'")

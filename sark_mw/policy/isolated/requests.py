@@ -20,6 +20,8 @@ _HEAD = struct.Struct(">IQ")
 _NUMBER_BYTES = 8
 
 
+_CONTAINERS = frozenset({dict, list, tuple})
+_SMALL = frozenset({float, bool, type(None)})
 #: Levels of what plugins may walk by calling themselves; two are the context's own.
 _DEPTH = 64
 
@@ -64,17 +66,69 @@ def written_context(context: PolicyContext, most_bytes: int, most_values: int) -
         _content(context.environment),
         timestamp.isoformat(),
     ]
+    _look_over(fields, most_bytes, most_values)
     try:
         body = _encode(fields).encode()
     except (ValueError, TypeError, RecursionError) as error:
         raise UnsendableRequestError(f"the context cannot be written: {type(error).__name__}") from None
     if len(body) > most_bytes:
-        raise UnsendableRequestError(f"the context is {len(body)} bytes long, {most_bytes} are the most")
+        raise _too_long(most_bytes)
     if has_more_values(body, most_values):
-        raise UnsendableRequestError(f"the context holds more than {most_values} values")
+        raise _too_many(most_values)
     if is_deeper(body, _DEPTH):
         raise UnsendableRequestError(f"the context is more than {_DEPTH} levels deep")
     return body
+
+
+def _look_over(root: list[Any], most_bytes: int, most_values: int) -> None:
+    """Refuse what is surely too large before it is written, which would hold up the event loop once for each plugin."""
+    bytes_left, values_left = most_bytes, most_values
+    pending: list[Any] = [root]
+    while pending:
+        values = pending.pop()
+        values_left -= len(values)
+        if values_left < 0:
+            raise _too_many(most_values)
+        if isinstance(values, dict):
+            bytes_left -= _keys_chars(values)
+            values = dict.values(values)
+        for value in values:
+            kind = type(value)
+            if kind is str:
+                bytes_left -= len(value)
+            elif kind in _CONTAINERS:
+                if value:
+                    pending.append(value)
+            elif kind is int:
+                bytes_left -= value.bit_length() >> 2  # its digits
+            elif kind not in _SMALL:
+                bytes_left -= _other(value, pending)
+        if bytes_left < 0:
+            raise _too_long(most_bytes)
+
+
+def _keys_chars(values: dict[Any, Any]) -> int:
+    try:
+        return sum(map(len, values))
+    except TypeError:
+        return sum(len(key) for key in values if isinstance(key, str))
+
+
+def _other(value: object, pending: list[Any]) -> int:
+    """Put what is in an unusual container to what is pending; returns how long a text is."""
+    if isinstance(value, (dict, list, tuple, set, frozenset)):
+        pending.append(value)
+    elif isinstance(value, Mapping):
+        pending.append(dict(value))
+    return len(value) if isinstance(value, str) else 0
+
+
+def _too_long(most_bytes: int) -> UnsendableRequestError:
+    return UnsendableRequestError(f"the context is too long: {most_bytes} bytes are the most")
+
+
+def _too_many(most_values: int) -> UnsendableRequestError:
+    return UnsendableRequestError(f"the context holds more than {most_values} values")
 
 
 def numbered(number: int, body: bytes) -> bytes:

@@ -22,19 +22,43 @@ def decision_reply(number: int, decision: Any, most_bytes: int) -> bytes:
     """Write a decision, without its metadata where that is too much; raises TypeError or ValueError for what is none."""
     if not isinstance(decision, api.PolicyDecision):
         raise TypeError(f"evaluate() must return a PolicyDecision, not {type(decision).__name__}")
-    if len(decision.obligations) > MAX_OBLIGATIONS:
-        raise ValueError(f"a decision has at most {MAX_OBLIGATIONS} obligations")
-    reply = {
-        "id": number,
-        "allowed": decision.allowed is True,
-        "reason": cut(str(decision.reason), MAX_REASON_CHARS),
-        "metadata": _plain(decision.metadata or {}, _DEPTH) if isinstance(decision.metadata, dict) else {},
-        "obligations": [_obligation(each) for each in decision.obligations],
-    }
+    reply = _allowing(decision) if decision.allowed is True else _denying(decision)
+    reply["id"] = number
     body = _encode(reply).encode()
     if len(body) > most_bytes or has_more_values(body, MAX_VALUES):
         body = _encode(reply | {"metadata": {"truncated": True}}).encode()
     return body
+
+
+def _allowing(decision: api.PolicyDecision) -> dict[str, Any]:
+    if len(decision.obligations) > MAX_OBLIGATIONS:
+        raise ValueError(f"a decision has at most {MAX_OBLIGATIONS} obligations")
+    return {
+        "allowed": True,
+        "reason": cut(str(decision.reason), MAX_REASON_CHARS),
+        "metadata": _metadata(decision),
+        "obligations": [_obligation(each) for each in decision.obligations],
+    }
+
+
+def _denying(decision: api.PolicyDecision) -> dict[str, Any]:
+    """Say no, however odd the rest of it is: failures are what `on_error` decides, and it may allow them."""
+    told: dict[str, Any] = {"reason": "no reason that can be read", "metadata": {}}
+    for name, read in (
+        ("reason", lambda: cut(str(decision.reason), MAX_REASON_CHARS)),
+        ("metadata", lambda: _metadata(decision)),
+    ):
+        try:
+            told[name] = read()
+        except MemoryError:
+            raise
+        except Exception:  # noqa: BLE001, S112  # the plugin's own __str__
+            continue
+    return {"allowed": False, **told, "obligations": []}
+
+
+def _metadata(decision: api.PolicyDecision) -> Any:
+    return _plain(decision.metadata, _DEPTH) if isinstance(decision.metadata, dict) else {}
 
 
 def failure_reply(number: int, error: str, told: str) -> bytes:
