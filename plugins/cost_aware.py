@@ -24,7 +24,7 @@ class CostAwarePlugin(PolicyPlugin):
     gateway binds, else from `context.environment["budget"]`: a mapping or object with `daily_budget`, `daily_spent`,
     `monthly_budget`, `monthly_spent`, or None for no budget. With `scopes`, kinds (`team`) or names (`org:acme`), the budgets of
     those that a request touches decide, whatever their window, and what requests in flight hold counts as well. The budget that
-    is used most decides. No figures is an error.
+    is used most decides; one in mode `shadow` or `soft` is none. No figures is an error.
     """
 
     version = "1.1.0"
@@ -87,7 +87,7 @@ class CostAwarePlugin(PolicyPlugin):
         used = {}
         for limit in limits:
             scope = str(limit["scope"])
-            if limit["unit"] == "usd" and (scope in self._scopes or scope.partition(":")[0] in self._scopes):
+            if limit["unit"] == "usd" and limit.get("enforced", True) and (scope in self._scopes or scope.partition(":")[0] in self._scopes):
                 amount = _amount(limit, "amount") or Decimal(0)
                 taken = (_amount(limit, "spent") or Decimal(0)) + (_amount(limit, "held") or Decimal(0))
                 used[f"{scope}/{limit['window']}"] = taken / amount if amount > 0 else Decimal(1)

@@ -77,6 +77,7 @@ class StoreLimits:
                 amount=balance.line.amount,
                 spent=balance.spent,
                 held=balance.held,
+                enforced=line.enforce,
             )
             for line, balance in asked
             if line.limit is not None and not line.displaced

@@ -155,7 +155,10 @@ class BudgetReader(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitFigures:
-    """Where one limit that a request touches stands. Amounts in the unit's integer (nanos for usd)."""
+    """Where one limit that a request touches stands. Amounts in the unit's integer (nanos for usd).
+
+    Not `enforced`: in mode `shadow` or `soft`, so that it refuses nothing.
+    """
 
     scope: str
     unit: str
@@ -163,6 +166,7 @@ class LimitFigures:
     amount: int
     spent: int
     held: int
+    enforced: bool = True
 
     @property
     def used(self) -> float:

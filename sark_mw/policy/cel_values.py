@@ -66,7 +66,9 @@ class CurrentFigures(threading.local):
         """Give the usd limit with the highest share whose scope is `name` or of that kind; no such limit is an error."""
         found = self._found.get(name)
         if found is None:
-            found = tightest(each for each in self._figures if name in (each.scope, each.scope.partition(":")[0]))
+            named = [each for each in self._figures if name in (each.scope, each.scope.partition(":")[0])]
+            # A limit that is only tried out beside another changes nothing; where it is the only one, the rule means it.
+            found = tightest(each for each in named if each.enforced) or tightest(named)
             if found is None:
                 raise PolicyEvaluationError(f"no budget of {name[:100]!r} applies to this request")
             # A loop may ask for it thousands of times.
@@ -117,7 +119,7 @@ def values_for(
     if "time" in names:
         at = context.timestamp
         values["time"] = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
-    if ("spend" in names or "remaining" in names) and (whole := tightest(figures)) is not None:
+    if ("spend" in names or "remaining" in names) and (whole := tightest(each for each in figures if each.enforced)) is not None:
         values["spend"], values["remaining"] = whole["spent"], whole["remaining"]
     return values
 

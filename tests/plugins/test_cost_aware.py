@@ -144,6 +144,22 @@ async def test_of_scopes_only_budgets_in_dollars_count() -> None:
     assert not (await ask_of_scopes(["team"], limit("team:ml", 1), limit("team:ml", 96, window="month"))).allowed
 
 
+@pytest.mark.parametrize("mode", ["shadow", "soft"])
+async def test_a_limit_that_refuses_nothing_refuses_nothing_through_it_either(make: MakeGateway, mode: str) -> None:
+    manager = PolicyPluginManager()
+    await manager.register_plugin(CostAwarePlugin(scopes=["team"]))
+    slots = {"scope": "user:a", "amount": 100, "unit": "concurrency"}
+    gateway = await make(
+        FakeProvider(),
+        {"policies": manager},
+        limits=({"scope": "team:ml", "amount": "0.000001", "mode": mode}, slots),
+        principal={"anonymous": "user:a", "default_scopes": ("team:ml",)},
+    )
+    async with gateway.sark.reserve(principal="user:b", scopes=["team:ml"], estimate="9.5"):
+        assert (await gateway.post()).status == 200
+    await gateway.quiet()
+
+
 async def test_without_the_gateways_limits_its_on_error_decides() -> None:
     manager = PolicyPluginManager()
     await manager.register_plugin(CostAwarePlugin(scopes=["team"]))
