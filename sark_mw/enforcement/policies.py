@@ -66,7 +66,9 @@ class PolicyGate:
             self._limits.answered(invocation.request_id)
 
     async def _ask(self, asked: tuple[str, str | None], invocation: Invocation, estimate: Estimate) -> Refusal | tuple[Owed, ...]:
-        scopes = under_every_name(invocation, estimate).scopes
+        # A run is named by its caller alone, and may be named like anything that a policy looks for.
+        own = {limit.scope for limit in invocation.extra_limits}
+        scopes = tuple([scope for scope in under_every_name(invocation, estimate).scopes if scope not in own])
         environment = {
             **invocation.environment,
             "provider": estimate.provider,

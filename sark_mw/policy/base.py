@@ -157,7 +157,8 @@ class BudgetReader(Protocol):
 class LimitFigures:
     """Where one limit that a request touches stands. Amounts in the unit's integer (nanos for usd).
 
-    Not `enforced`: in mode `shadow` or `soft`, so that it refuses nothing.
+    Not `enforced`: in mode `shadow` or `soft`, so that it refuses nothing. `asserted`: the request touches it by nothing but its
+    caller's word (its run, end user, tags), which may be another one with every request.
     """
 
     scope: str
@@ -167,6 +168,7 @@ class LimitFigures:
     spent: int
     held: int
     enforced: bool = True
+    asserted: bool = False
 
     @property
     def used(self) -> float:

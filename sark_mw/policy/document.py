@@ -84,6 +84,7 @@ def _shown(each: LimitFigures) -> dict[str, Any]:
         "remaining": (each.amount - each.spent - each.held) / scale,
         "used": each.used,
         "enforced": each.enforced,
+        "asserted": each.asserted,
     }
 
 
