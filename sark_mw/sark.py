@@ -256,7 +256,7 @@ class Sark:
         self.policies.bind(
             PolicyServices(
                 store=self.lent_store,
-                budgets=StoreBudgets(store, self.tables, rebuild),
+                budgets=StoreBudgets(store, self.tables, rebuild, settings.principal.root),
                 outcomes=self.outcomes,
                 approvals=self.approvals if self.approvals.usable else None,
                 limits=self.limit_figures,

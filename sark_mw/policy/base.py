@@ -32,6 +32,7 @@ __all__ = [
     "PolicyOutcome",
     "PolicyPlugin",
     "PolicyServices",
+    "RootBudgetReader",
     "SharedStore",
 ]
 
@@ -151,6 +152,14 @@ class BudgetReader(Protocol):
 
     async def get_budget_status(self, principal_id: str) -> BudgetFigures | None:
         """Return the figures, or None for a principal without a budget."""
+
+
+@runtime_checkable
+class RootBudgetReader(Protocol):
+    """A `BudgetReader` that also knows roots apart; the gateway's own does."""
+
+    async def get_budget_status_in(self, root: str, principal_id: str) -> BudgetFigures | None:
+        """Return the figures of a principal of this root, or None for one without a budget."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,7 +55,10 @@ RUN = {"x-sark-run": "admin", "x-sark-run-budget": "0.3"}
 
 async def test_a_caller_hides_no_spending_behind_a_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sark_mw.enforcement.limit_figures.MAX_AGE_S", 0)
-    rules = ({"when": "spend > 0.5", "deny": "half of it is spent"}, {"when": "remaining < 0.01", "deny": "hardly anything is left"})
+    rules = (
+        {"when": "spend > 0.5", "deny": "half of it is spent"},
+        {"when": "remaining < 0.01", "deny": "hardly anything is left"},
+    )
     async with gateway_for(FakeProvider(), settings_with(tmp_path, rules=rules)) as gateway:
         async with gateway.sark.reserve(principal="user:a", run="admin", run_budget="0.3", estimate="0.294") as reservation:
             reservation.settle("0.294")  # 98 % of the run's budget
@@ -89,7 +92,9 @@ async def test_a_rule_reads_a_runs_budget_by_its_name_and_no_parent_that_only_an
         {"scope": "org:of-bob", "amount": 2},
         {"scope": "org:ours", "amount": 20},
     ]
-    settings = Settings.of({**settings.model_dump(), "limits": limits, "principal": {**PRINCIPAL, "default_scopes": ("org:ours",)}})
+    settings = Settings.of(
+        {**settings.model_dump(), "limits": limits, "principal": {**PRINCIPAL, "default_scopes": ("org:ours",)}}
+    )
     async with gateway_for(FakeProvider(), settings) as gateway:
         async with gateway.sark.reserve(principal="user:b", scopes=["org:of-bob"], estimate="1") as reservation:
             reservation.settle("1")
