@@ -14,6 +14,7 @@ from sark_mw import (
     PolicyEvaluationError,
     PolicyPlugin,
     PolicyServices,
+    RootBudgetReader,
 )
 
 #: Soft limits may be overspent, so that a share above 1 makes sense; what is above this was meant in percent.
@@ -25,9 +26,11 @@ class CostAwarePlugin(PolicyPlugin):
 
     The figures come from `cost_service` (anything with `async get_budget_status(principal_id)`), else from the one that the
     gateway binds, else from `context.environment["budget"]`: a mapping or object with `daily_budget`, `daily_spent`,
-    `monthly_budget`, `monthly_spent`, or None for no budget. With `scopes`, kinds (`team`) or names (`org:acme`), the budgets of
-    those that a request touches decide, whatever their window, and what requests in flight hold counts as well. The budget that
-    is used most decides. No figures is an error.
+    `monthly_budget`, `monthly_spent`, or None for no budget. The gateway's reads the principal's limits over `day` and `month`
+    (`month:15` too) in the request's own root, and no others. With `scopes`, kinds (`team`) or names (`org:acme`), the budgets of
+    those that a request touches decide, whatever their window (a principal's week or prepaid `total` by `scopes = ["user"]`), and
+    what requests in flight hold counts as well. The budget that is used most decides; one in mode `shadow` or `soft` is none. No
+    figures is an error.
     """
 
     version = "1.1.0"
@@ -76,12 +79,18 @@ class CostAwarePlugin(PolicyPlugin):
 
     async def _used_by_principal(self, context: PolicyContext) -> dict[str, Decimal]:
         if self._service is not None:
-            status: object = await self._service.get_budget_status(context.principal_id)
+            status: object = await self._status(self._service, context)
         elif "budget" in context.environment:
             status = context.environment["budget"]
         else:
             raise PolicyEvaluationError("no cost service, and no 'budget' in the context's environment")
         return {} if status is None else _used(status)
+
+    async def _status(self, service: BudgetReader, context: PolicyContext) -> object:
+        root = context.environment.get("root")
+        if root and isinstance(service, RootBudgetReader):  # a reader of one's own may know no roots
+            return await service.get_budget_status_in(str(root), context.principal_id)
+        return await service.get_budget_status(context.principal_id)
 
     def _used_by_scopes(self, context: PolicyContext) -> dict[str, Decimal]:
         limits = context.environment.get("limits")
@@ -90,7 +99,11 @@ class CostAwarePlugin(PolicyPlugin):
         used = {}
         for limit in limits:
             scope = str(limit["scope"])
-            if limit["unit"] == "usd" and (scope in self._scopes or scope.partition(":")[0] in self._scopes):
+            if (
+                limit["unit"] == "usd"
+                and limit.get("enforced", True)
+                and (scope in self._scopes or scope.partition(":")[0] in self._scopes)
+            ):
                 amount = _amount(limit, "amount") or Decimal(0)
                 taken = (_amount(limit, "spent") or Decimal(0)) + (_amount(limit, "held") or Decimal(0))
                 used[f"{scope}/{limit['window']}"] = taken / amount if amount > 0 else Decimal(1)

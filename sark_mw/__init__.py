@@ -38,6 +38,7 @@ from sark_mw.policy.base import (
     PolicyOutcome,
     PolicyPlugin,
     PolicyServices,
+    RootBudgetReader,
     SharedStore,
 )
 from sark_mw.policy.builtin import builtin_plugin_path
@@ -110,6 +111,7 @@ __all__ = [
     "RefusedError",
     "RequestEnd",
     "RollingWindow",
+    "RootBudgetReader",
     "SARKGateway",
     "Sark",
     "SarkError",

@@ -14,9 +14,8 @@ from typing import Self
 from sark_mw.attribution import CostAttributionService
 from sark_mw.cost_records import scope_of, token_counts, touched_scopes
 from sark_mw.enforcement.admission import Admission, Spent
-from sark_mw.enforcement.budgets import BudgetFigures, StoreBudgets
 from sark_mw.enforcement.refuse import outcome_of, reason_of
-from sark_mw.enforcer import Enforcer, Invocation
+from sark_mw.enforcer import Invocation
 from sark_mw.errors import ConfigurationError, InvalidRequestError, LedgerError, StoreError
 from sark_mw.instrumentation.base import RequestFinished, RequestOutcome
 from sark_mw.money import from_nanos
@@ -35,6 +34,8 @@ _log = logging.getLogger(__name__)
 
 #: How long an answer waits for its settle, so that a report made right after it has it; the settle goes on by itself.
 _SETTLE_S = 1.0
+#: What a relay over HTTP answers when nothing came back, as plugins know it.
+_NO_ANSWER = 502
 
 
 class ProtocolAdapter(ABC):
@@ -45,22 +46,12 @@ class ProtocolAdapter(ABC):
         """Make the call; an exception means that nothing was charged."""
 
 
-class _NamedBudgets:
-    """The store's budgets for policies that know a principal by its bare name."""
-
-    def __init__(self, budgets: StoreBudgets) -> None:
-        self._budgets = budgets
-
-    async def get_budget_status(self, principal_id: str) -> BudgetFigures | None:
-        return await self._budgets.get_budget_status(scope_of(principal_id))
-
-
 class SARKGateway:
     """Invoke resources within budget: estimate, policies, reserve, the resource's adapter, settle.
 
-    `policy_manager` and `cost_tracker` may be given, or assigned later; by default the first is that of the `Sark` and the second
-    one of its own. The `Sark` is given, or the cost tracker's, or opened from `settings` at the first use. Close it, or use it as
-    an asynchronous context manager.
+    `policy_manager` and `cost_tracker` may be given, or assigned later; by default the first is that of the `Sark` (which is
+    asked in any case, and first) and the second one of its own. The `Sark` is given, or the cost tracker's, or opened from
+    `settings` at the first use. Close it, or use it as an asynchronous context manager.
     """
 
     def __init__(
@@ -78,7 +69,7 @@ class SARKGateway:
         self._own = cost_tracker is None
         self._tracker = cost_tracker
         self._adapters: dict[str, tuple[ProtocolAdapter, Json]] = {}
-        self._door: tuple[Sark, PolicyPluginManager, Enforcer] | None = None
+        self._lent: tuple[PolicyServices, PolicyPluginManager] | None = None
 
     @property
     def cost_tracker(self) -> CostTracker:
@@ -93,7 +84,7 @@ class SARKGateway:
 
     @property
     def policy_manager(self) -> PolicyPluginManager:
-        """Who is asked before anything is reserved."""
+        """Who is asked before anything is reserved, after the policies of the `Sark`."""
         return self._policies if self._policies is not None else self.sark.policies
 
     @policy_manager.setter
@@ -163,27 +154,31 @@ class SARKGateway:
     ) -> InvocationResult:
         """Do for one call of an adapter what `invoke` does; `estimator` in place of the cost tracker's."""
         started = time.perf_counter()
-        estimator = estimator or self.cost_tracker.get_estimator(provider_of(resource_metadata))
-        if estimator is None:
-            return _failed(f"no estimator is registered for the provider {provider_of(resource_metadata)!r}", "estimator")
         try:
+            estimator = estimator or self.cost_tracker.get_estimator(provider_of(resource_metadata))
+            if estimator is None:
+                return _failed(f"no estimator is registered for the provider {provider_of(resource_metadata)!r}", "estimator")
             invocation = self._invocation(request, resource_metadata, estimator)
-            enforcer = await self._enforcer()
+            sark = await self._opened()
         except InvalidRequestError as error:
             return _failed(str(error), "invalid")
+        except ConfigurationError as error:
+            _log.error("the gateway cannot be opened: %s", error)
+            return _failed(str(error), "configuration")
         except (StoreError, LedgerError) as error:
             _log.error("the gateway cannot be opened: %s", error)
             return _failed("spending cannot be checked at the moment", "unavailable")
         answer: Admission | Refusal | None = None
         try:
-            answer = await enforcer.admit(invocation)
+            answer = await sark.enforcer.admit(invocation)
         finally:
-            self._tell(invocation, answer)
+            if not isinstance(answer, Admission):
+                self._tell(invocation, answer)
         if isinstance(answer, Refusal):
             details = {name: value for name, value in asdict(answer).items() if value not in (None, "")}
             return _failed(answer.message, answer.kind.value, request_id=answer.request_id, refusal=details)
         try:
-            result = await self._call(adapter, request, answer, estimator, resource_metadata)
+            result = await self._call(adapter, request, invocation, answer)
         finally:
             if answer.ended is None:  # cancelled: it may have reached the provider
                 answer.settle(answer.expected())
@@ -193,19 +188,16 @@ class SARKGateway:
         self,
         adapter: ProtocolAdapter,
         request: InvocationRequest,
+        invocation: Invocation,
         admission: Admission,
-        estimator: CostEstimator,
-        resource_metadata: Json,
     ) -> InvocationResult:
-        try:
-            result = await adapter.invoke(request)
-        except Exception as error:  # noqa: BLE001  # the hook boundary: an adapter's fault is a result
+        result = await self._reach(adapter, request, invocation, admission)
+        if isinstance(result, Exception):
             # Its text may hold what was asked, which never reaches a log.
-            _log.warning("the adapter of %s failed: %s", request.resource_id, type(error).__name__)
+            _log.warning("the adapter of %s failed: %s", request.resource_id, type(result).__name__)
             await _answered(admission.release())
-            said = f"{type(error).__name__}: {error}"
-            return _failed(said, "adapter", request_id=admission.request_id)
-        spent = await _spent(admission, estimator, request, result, resource_metadata)
+            return _failed(f"{type(result).__name__}: {result}", "adapter", request_id=admission.request_id)
+        spent = await _spent(admission, invocation.estimator, request, result, invocation.resource_metadata)
         await _answered(admission.release() if spent is None else admission.settle(spent))
         told: dict[str, object] = {
             "request_id": admission.request_id,
@@ -213,6 +205,21 @@ class SARKGateway:
             "cost_estimated": spent is not None and spent.estimated,
         }
         return replace(result, metadata={**told, **result.metadata})
+
+    async def _reach(
+        self, adapter: ProtocolAdapter, request: InvocationRequest, invocation: Invocation, admission: Admission
+    ) -> InvocationResult | Exception:
+        """Call the adapter, and tell how that ended: policies count what is under way, and judge how it is borne."""
+        began, status = time.perf_counter(), None
+        try:
+            result = await adapter.invoke(request)
+            status = _status(result)
+            return result
+        except Exception as error:  # noqa: BLE001  # the hook boundary: an adapter's fault is a result
+            status = _NO_ANSWER
+            return error
+        finally:
+            self._tell(invocation, admission, status, time.perf_counter() - began)
 
     def _invocation(self, request: InvocationRequest, resource_metadata: Json, estimator: CostEstimator) -> Invocation:
         scope = scope_of(request.principal_id)
@@ -237,37 +244,27 @@ class SARKGateway:
             resource_metadata=resource_metadata,
             environment=dict(request.context),
             uses_tokens=model is not None,
+            policies=None if self.policy_manager is self.sark.policies else self.policy_manager,
         )
 
-    async def _enforcer(self) -> Enforcer:
-        """Return the enforcer of the `Sark`, or one that asks this gateway's policies and shares everything else with it."""
+    async def _opened(self) -> Sark:
+        """Return the `Sark`, started; a manager of this gateway's own is lent all that the one of the `Sark` is."""
         sark, policies = await self.cost_tracker.service.opened(), self.policy_manager
-        if self._door is not None and self._door[:2] == (sark, policies):
-            return self._door[2]
-        enforcer = sark.enforcer
-        if policies is not sark.policies:
-            if sark.policies.active:
-                raise ConfigurationError("the settings have policies: register yours with gateway.policy_manager beside them")
+        if policies is not sark.policies and self._lent != (sark.services, policies):
+            if policies.used_by is not None and policies.used_by() is not None:
+                raise ConfigurationError("another Sark that is not closed has this PolicyPluginManager: give each one of its own")
             policies.observe(sark.instrumentation)
-            enforcer = Enforcer(
-                sark.store,
-                tables=sark.tables,
-                clock=sark.clock,
-                settler=sark.settler,
-                policies=policies,
-                instrumentation=sark.instrumentation,
-                rebuild=sark.recovery.ensure,
-                leases=sark.leases,
-                options=sark.enforcer.options,
-                limit_figures=sark.limit_figures,
-            )
-            enforcer.live = sark.enforcer.live  # so that leases are renewed, and held again after a loss
-        budgets = _NamedBudgets(StoreBudgets(sark.store, sark.tables, sark.recovery.ensure, sark.settings.principal.root))
-        policies.bind(PolicyServices(store=sark.lent_store, budgets=budgets, limits=sark.limit_figures))
-        self._door = (sark, policies, enforcer)
-        return enforcer
+            policies.bind(sark.services)
+            self._lent = (sark.services, policies)
+        return sark
 
-    def _tell(self, invocation: Invocation, answer: Admission | Refusal | None) -> None:
+    def _tell(
+        self,
+        invocation: Invocation,
+        answer: Admission | Refusal | None,
+        status: int | None = None,
+        upstream_seconds: float | None = None,
+    ) -> None:
         """Tell of a request's end; without an answer it was cancelled while it was decided."""
         refusal = answer if isinstance(answer, Refusal) else None
         outcome = outcome_of(refusal) if refusal else RequestOutcome.ADMITTED if answer else RequestOutcome.INVALID
@@ -277,6 +274,8 @@ class SARKGateway:
                 wire="direct",
                 operation=invocation.request.capability_id,
                 provider=invocation.estimator.provider_name,
+                status=status,
+                upstream_seconds=upstream_seconds,
                 reason=reason_of(refusal) if refusal else "" if answer else "client_gone",
                 request_id=invocation.request_id,
                 root=invocation.root,
@@ -335,6 +334,12 @@ async def _spent(
     if isinstance(estimator, FixedCostEstimator):
         return Spent(cost_nanos=admission.estimate.ceiling_nanos)
     return admission.expected()
+
+
+def _status(result: InvocationResult) -> int | None:
+    """Give the status that an adapter says it got (`metadata["status"]`), else what success would have; None: nobody knows."""
+    told = result.metadata.get("status")
+    return told if isinstance(told, int) and 100 <= told < 600 else 200 if result.success else None
 
 
 async def _answered(settle: asyncio.Task[object]) -> None:

@@ -9,9 +9,8 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from hashlib import blake2b
 
-from sark_mw.asgi.principal import with_kind
 from sark_mw.enforcement.expense import Expense
-from sark_mw.enforcement.members import MAX_NAME_CHARS
+from sark_mw.enforcement.members import MAX_NAME_CHARS, with_kind
 from sark_mw.errors import InvalidRequestError, MoneyError
 from sark_mw.ledger.base import CostTotal
 from sark_mw.ledger.entries import CallerEntry

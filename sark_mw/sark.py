@@ -255,15 +255,14 @@ class Sark:
         self.limit_figures = StoreLimits(store, self.tables, self.clock, rebuild)
         self.lent_store = LentStore(store, rebuild)
         self.approvals = StoreApprovals(store, self.clock, settings.admin.token.get_secret_value())
-        self.policies.bind(
-            PolicyServices(
-                store=self.lent_store,
-                budgets=StoreBudgets(store, self.tables, rebuild),
-                outcomes=self.outcomes,
-                approvals=self.approvals if self.approvals.usable else None,
-                limits=self.limit_figures,
-            )
+        self.services = PolicyServices(
+            store=self.lent_store,
+            budgets=StoreBudgets(store, self.tables, rebuild, settings.principal.root),
+            outcomes=self.outcomes,
+            approvals=self.approvals if self.approvals.usable else None,
+            limits=self.limit_figures,
         )
+        self.policies.bind(self.services)
         self.policies.observe(self.instrumentation)
         self.enforcer = Enforcer(
             store,

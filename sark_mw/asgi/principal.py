@@ -16,7 +16,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from urllib.parse import parse_qsl
 
 from sark_mw.asgi.types import RawHeaders, Scope, client_address, once, single
-from sark_mw.enforcement.members import MAX_NAME_CHARS, MAX_SCOPES, Memberships, checked_scope
+from sark_mw.enforcement.members import MAX_NAME_CHARS, MAX_SCOPES, Memberships, checked_scope, with_kind
 from sark_mw.errors import ConfigurationError, InvalidRequestError
 from sark_mw.instrumentation.keys import hash_key
 from sark_mw.limit import clean_scope
@@ -194,11 +194,6 @@ class PrincipalResolver:
         if len(root) > MAX_NAME_CHARS or clean_scope(root) != root:
             raise InvalidRequestError("The root must be a name without spaces or control characters.")
         return Principal(name, scopes, root, principal.anonymous)
-
-
-def with_kind(name: str) -> str:
-    """Make a scope of a principal's bare name: `alice` is `user:alice`."""
-    return name if ":" in name else f"user:{name}"
 
 
 def _check(scope: str) -> str:

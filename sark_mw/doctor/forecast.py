@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 
-from sark_mw.asgi.principal import with_kind
+from sark_mw.enforcement.members import with_kind
 from sark_mw.enforcement.tables import LimitTables, ServerClock
 from sark_mw.enforcer import needs_of
 from sark_mw.errors import ConfigurationError, StoreDataLostError

@@ -83,16 +83,12 @@ class StoreApprovals:
             until_ms=now + WAITS_MS,
             **{name: text[:_MAX_CHARS] for name, text in about.items()},
         )
-        await self._list(asked, WAITS_MS)
+        await self._list(asked)
         return asked
 
     async def waiting(self, root: str) -> list[ApprovalRequest]:
         """List the requests of a root that wait, the newest first."""
-        found = {place: _read(text) for place, text in (await self._keeper().approvals(root)).items()}
-        now = self._clock.now_ms()
-        await self._keeper().drop_approvals(root, [place for place, each in found.items() if each.until_ms <= now])
-        mine = (each for each in found.values() if each.root == root and each.until_ms > now)
-        return sorted(mine, key=lambda each: each.at_ms, reverse=True)
+        return [asked for asked, _ in await self._waiting(root)]
 
     async def grant(self, root: str, approval_id: str, *, valid_s: int, amount_nanos: int | None = None) -> Granted:
         """Let a waiting request happen once, within `valid_s` seconds, for at most its amount (or another).
@@ -116,10 +112,11 @@ class StoreApprovals:
 
     async def turn_down(self, root: str, approval_id: str) -> ApprovalRequest:
         """Take a request off the list; raises `NotWaitingError`."""
-        asked = next((each for each in await self.waiting(root) if each.approval_id == approval_id), None)
-        if asked is None or not await self._keeper().drop_approvals(root, [_place(asked)]):
-            raise NotWaitingError(f"no request {approval_id!r} of root {root!r} waits for an approval")
-        return asked
+        for asked, places in await self._waiting(root):
+            # In one call, so that of several who answer one empties any of them.
+            if asked.approval_id == approval_id and await self._keeper().drop_approvals(root, places):
+                return asked
+        raise NotWaitingError(f"no request {approval_id!r} of root {root!r} waits for an approval")
 
     @asynccontextmanager
     async def listed_again_on_failure(self, asked: ApprovalRequest) -> AsyncIterator[None]:
@@ -127,15 +124,38 @@ class StoreApprovals:
         try:
             yield
         except BaseException:
-            left_ms = asked.until_ms - self._clock.now_ms()
-            if left_ms > 0:
+            if asked.until_ms > self._clock.now_ms():
                 with suppress(StoreError):  # away as well: what failed first is told
-                    await self._list(asked, left_ms)
+                    await self._list(asked)
             raise
 
-    async def _list(self, asked: ApprovalRequest, left_ms: int) -> None:
+    async def _list(self, asked: ApprovalRequest) -> None:
+        """Put a request where it waits already, in a free place of its principal's, or in that of the one asked longest ago.
+
+        Looking and putting are two steps. Whoever puts a request into the same place in between pushes it off the list, or it is
+        pushed off: that is one request of the same principal, which lists itself again as soon as it is asked again, in another
+        place now. Two who ask the same may list it in two places: it is shown once, and answered in all of them at once.
+        """
+        places, now = _places(asked), self._clock.now_ms()
+        texts = await self._keeper().approvals(asked.root, places)
+        found = {place: _read(text) for place, text in texts.items()}
+        holds = {each.approval_id: place for place, each in found.items()}
+        free = [place for place in places if place not in found or found[place].until_ms <= now]
+        place = holds.get(asked.approval_id) or next(iter(free), None) or min(found, key=lambda place: found[place].at_ms)
         text = json.dumps(asdict(asked), separators=(",", ":"))
-        await self._keeper().put_approval(asked.root, _place(asked), text, left_ms)
+        # Each says its own end; the time with which it is put is that of all the others too.
+        await self._keeper().put_approval(asked.root, place, text, WAITS_MS)
+
+    async def _waiting(self, root: str) -> list[tuple[ApprovalRequest, list[str]]]:
+        """List the requests of a root that wait and their places, the newest first; empty the places of those that are over."""
+        found = {place: _read(text) for place, text in (await self._keeper().approvals(root)).items()}
+        now = self._clock.now_ms()
+        await self._keeper().drop_approvals(root, [place for place, each in found.items() if each.until_ms <= now])
+        mine: dict[str, tuple[ApprovalRequest, list[str]]] = {}
+        for place, each in sorted(found.items(), key=lambda item: item[1].at_ms, reverse=True):
+            if each.root == root and each.until_ms > now:
+                mine.setdefault(each.approval_id, (each, []))[1].append(place)
+        return list(mine.values())
 
     def read(self, token: str) -> Approval | None:
         """Return what a token allows; None for one that is forged or whose time is over."""
@@ -200,8 +220,10 @@ def _digest(*parts: str) -> str:
     return digest.hexdigest()
 
 
-def _place(asked: ApprovalRequest) -> str:
-    return f"{_digest(asked.root, asked.principal_id)}:{int(asked.approval_id, 16) % _PLACES}"
+def _places(asked: ApprovalRequest) -> list[str]:
+    """Name the places of a principal, first one that others of its requests hardly begin with: who asks at once seldom meets."""
+    of, first = _digest(asked.root, asked.principal_id), int(asked.approval_id, 16) % _PLACES
+    return [f"{of}:{(first + n) % _PLACES}" for n in range(_PLACES)]
 
 
 def _read(text: str) -> ApprovalRequest:

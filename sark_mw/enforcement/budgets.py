@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from sark_mw.enforcement.lent import Rebuild, once_rebuilt
+from sark_mw.enforcement.members import with_kind
 from sark_mw.enforcement.tables import LimitTables
 from sark_mw.limit import DEFAULT_ROOT, Unit
 from sark_mw.money import from_nanos
-from sark_mw.reservation import Balance
+from sark_mw.reservation import Balance, Line
 from sark_mw.store.base import ReservationStore
 
 
@@ -25,7 +26,7 @@ class BudgetFigures:
 
 
 class StoreBudgets:
-    """Read budgets from the store's counters: what is spent and what is held."""
+    """Read budgets from the store's counters; a bare name is that of a user. `root` is that of whoever names none."""
 
     def __init__(
         self, store: ReservationStore, tables: LimitTables, rebuild: Rebuild | None = None, root: str = DEFAULT_ROOT
@@ -37,21 +38,26 @@ class StoreBudgets:
 
     async def get_budget_status(self, principal_id: str) -> BudgetFigures | None:
         """Return the figures, or None for a principal without a daily or monthly budget."""
-        return await once_rebuilt(self._again if self._rebuild else None, lambda: self._read(principal_id))
+        return await self.get_budget_status_in(self._root, principal_id)
 
-    async def _again(self) -> None:
+    async def get_budget_status_in(self, root: str, principal_id: str) -> BudgetFigures | None:
+        """Do it for a principal of this root."""
+        scope = with_kind(principal_id)
+        return await once_rebuilt((lambda: self._again(root)) if self._rebuild else None, lambda: self._read(root, scope))
+
+    async def _again(self, root: str) -> None:
         assert self._rebuild is not None
-        self._tables.forget(self._root)
+        self._tables.forget(root)
         await self._rebuild()
 
-    async def _read(self, principal_id: str) -> BudgetFigures | None:
-        layout = await self._tables.layout(self._root, (principal_id,))
+    async def _read(self, root: str, scope: str) -> BudgetFigures | None:
+        layout = await self._tables.layout(root, (scope,))
         # The lines of parents are not the principal's own.
-        budgets = [line for line in layout.lines if line.unit == Unit.USD and line.enforce and line.scope == principal_id]
-        lines = [line for line in budgets if line.limit is not None and line.limit.window in ("day", "month")]
+        budgets = [line for line in layout.lines if line.unit == Unit.USD and line.enforce and line.scope == scope]
+        lines = [line for line in budgets if _kind(line) in ("day", "month")]
         if not lines:
             return None
-        snapshot = await self._store.balance(self._root, lines)
+        snapshot = await self._store.balance(root, lines)
         day, month = (_tightest(snapshot.balances, window) for window in ("day", "month"))
         return BudgetFigures(
             daily_budget=_amount(day),
@@ -61,8 +67,13 @@ class StoreBudgets:
         )
 
 
+def _kind(line: Line) -> str:
+    """Tell `month` of `month:15` too: the day on which it begins makes it no other budget."""
+    return "" if line.limit is None else line.limit.window.partition(":")[0]
+
+
 def _tightest(balances: Sequence[Balance], window: str) -> Balance | None:
-    own = [balance for balance in balances if balance.line.limit is not None and balance.line.limit.window == window]
+    own = [balance for balance in balances if _kind(balance.line) == window]
     return min(own, key=lambda balance: balance.remaining or 0, default=None)
 
 

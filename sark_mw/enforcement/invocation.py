@@ -8,6 +8,7 @@ from hashlib import blake2b
 
 from sark_mw.ledger.entries import CallerEntry
 from sark_mw.limit import Limit, Unit
+from sark_mw.policy.manager import PolicyPluginManager
 from sark_mw.pricing.base import CostEstimator, Estimate, InvocationRequest
 from sark_mw.reservation import Need
 
@@ -67,6 +68,8 @@ class Invocation:
     obeys: frozenset[str] = frozenset()
     #: How many ways to serve the same request were tried before this one: policies that count requests count attempt 0 only.
     attempt: int = 0
+    #: Asked as well, after the gateway's own: no manager stands in the way of what administrators decide.
+    policies: PolicyPluginManager | None = None
     #: The policies have allowed this already: they are not asked again.
     allowed: bool = False
 

@@ -10,6 +10,7 @@ from sark_mw.enforcement.lent import Rebuild, once_rebuilt
 from sark_mw.enforcement.tables import LimitTables, ServerClock
 from sark_mw.limit import Limit
 from sark_mw.policy.base import LimitFigures
+from sark_mw.reservation import Line
 from sark_mw.store.base import ReservationStore
 
 #: Policies may judge by figures that are so old: many requests of the same scopes then cost one look into the store.
@@ -63,9 +64,13 @@ class StoreLimits:
     async def _read(
         self, root: str, scopes: tuple[str, ...], asserted: tuple[str, ...], extra_limits: tuple[Limit, ...]
     ) -> tuple[LimitFigures, ...]:
-        layout = await self._tables.layout(root, scopes, asserted, extra_limits)
+        own = tuple([limit.scope for limit in extra_limits if limit.scope not in scopes])
+        layout = await self._tables.layout(root, (*scopes, *own), asserted, extra_limits)
         if not layout.lines:
             return ()
+        certain = await self._certain(root, scopes, asserted) if asserted or extra_limits else layout.lines
+        # By limit and not by counter: a period may have begun in between.
+        counted = {(line.scope, line.limit) for line in certain}
         snapshot = await self._store.balance(root, layout.lines)
         self._clock.heard(snapshot.at_ms)
         asked = zip(layout.lines, snapshot.balances, strict=True)
@@ -77,7 +82,15 @@ class StoreLimits:
                 amount=balance.line.amount,
                 spent=balance.spent,
                 held=balance.held,
+                enforced=line.enforce,
+                asserted=(line.scope, line.limit) not in counted,
             )
             for line, balance in asked
             if line.limit is not None and not line.displaced
         )
+
+    async def _certain(self, root: str, scopes: tuple[str, ...], asserted: tuple[str, ...]) -> tuple[Line, ...]:
+        """Lay out what a request touches whatever its caller says: an end user's limit may bring along that one's parent."""
+        # What it is about is where it really goes.
+        about = tuple([scope for scope in asserted if scope.startswith("resource:")])
+        return (await self._tables.layout(root, scopes, about)).lines

@@ -40,6 +40,11 @@ def _all_above(scope: str, members: Mapping[str, Sequence[str]]) -> tuple[str, .
     return tuple(found)
 
 
+def with_kind(name: str) -> str:
+    """Make a scope of a principal's bare name: `alice` is `user:alice`."""
+    return name if ":" in name else f"user:{name}"
+
+
 def checked_scope(scope: str) -> str:
     """Return a scope that may be touched; raises `ConfigurationError` for any other text."""
     kind, _, name = scope.partition(":")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import OrderedDict
 from dataclasses import asdict, dataclass
 
@@ -26,6 +27,34 @@ class Owed:
 
     plugin: str
     obligation: Obligation
+
+
+class _InTurn:
+    """Managers of which each is asked if those before it allow."""
+
+    def __init__(self, managers: tuple[PolicyPluginManager, ...]) -> None:
+        self._managers = managers
+
+    @property
+    def active(self) -> bool:
+        return any(manager.active for manager in self._managers)
+
+    @property
+    def needs_limits(self) -> bool:
+        return any(manager.needs_limits for manager in self._managers)
+
+    async def evaluate_all(self, context: PolicyContext, seconds: float, chain_seconds: float | None) -> list[PolicyDecision]:
+        """Return all decisions, a denial last; all together have `chain_seconds`."""
+        if len(self._managers) == 1:
+            return await self._managers[0].evaluate_all(context, seconds, chain_seconds)
+        decisions: list[PolicyDecision] = []
+        ends = None if chain_seconds is None else time.perf_counter() + chain_seconds
+        for manager in self._managers:
+            left = None if ends is None else max(ends - time.perf_counter(), 0)
+            decisions += await manager.evaluate_all(context, seconds, left)
+            if decisions and not decisions[-1].allowed:
+                break
+        return decisions
 
 
 class PolicyGate:
@@ -52,21 +81,26 @@ class PolicyGate:
 
         A request that was `allowed` for this model before is not put to them again: what they obliged it to stands.
         """
-        if not self._policies.active:
+        policies = _InTurn((self._policies, *([invocation.policies] if invocation.policies is not None else [])))
+        if not policies.active:
             return ()
         asked = (invocation.request_id, estimate.model)
         if invocation.allowed and asked in self._owed:
             return self._owed[asked]
         if self._limits is None:
-            return await self._ask(asked, invocation, estimate)
+            return await self._ask(policies, asked, invocation, estimate)
         self._limits.asked(invocation.request_id, invocation.asserted, invocation.extra_limits)
         try:
-            return await self._ask(asked, invocation, estimate)
+            return await self._ask(policies, asked, invocation, estimate)
         finally:
             self._limits.answered(invocation.request_id)
 
-    async def _ask(self, asked: tuple[str, str | None], invocation: Invocation, estimate: Estimate) -> Refusal | tuple[Owed, ...]:
-        scopes = under_every_name(invocation, estimate).scopes
+    async def _ask(
+        self, policies: _InTurn, asked: tuple[str, str | None], invocation: Invocation, estimate: Estimate
+    ) -> Refusal | tuple[Owed, ...]:
+        # A run is named by its caller alone, and may be named like anything that a policy looks for.
+        own = {limit.scope for limit in invocation.extra_limits}
+        scopes = tuple([scope for scope in under_every_name(invocation, estimate).scopes if scope not in own])
         environment = {
             **invocation.environment,
             "provider": estimate.provider,
@@ -78,15 +112,12 @@ class PolicyGate:
             "request_id": invocation.request_id,
             "attempt": invocation.attempt,
         }
-        if self._policies.needs_limits and self._limits is not None:
+        if policies.needs_limits and self._limits is not None:
             environment.update(await self._where_limits_stand(self._limits, invocation, scopes))
         owed: list[Owed] = []
         for number, request in enumerate(invocation.calls or (invocation.request,)):
-            decisions = await self._policies.evaluate_all(
-                _context(invocation, request, {**environment, "call": number}),
-                timeout=self._timeout_s,
-                chain_timeout=self._chain_timeout_s,
-            )
+            context = _context(invocation, request, {**environment, "call": number})
+            decisions = await policies.evaluate_all(context, self._timeout_s, self._chain_timeout_s)
             for decision in decisions:
                 self._tell(decision, invocation)
                 owed += [Owed(plugin=decision.plugin_name or "", obligation=each) for each in decision.obligations]

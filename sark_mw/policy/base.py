@@ -32,6 +32,7 @@ __all__ = [
     "PolicyOutcome",
     "PolicyPlugin",
     "PolicyServices",
+    "RootBudgetReader",
     "SharedStore",
 ]
 
@@ -153,9 +154,21 @@ class BudgetReader(Protocol):
         """Return the figures, or None for a principal without a budget."""
 
 
+@runtime_checkable
+class RootBudgetReader(Protocol):
+    """A `BudgetReader` that also knows roots apart; the gateway's own does."""
+
+    async def get_budget_status_in(self, root: str, principal_id: str) -> BudgetFigures | None:
+        """Return the figures of a principal of this root, or None for one without a budget."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitFigures:
-    """Where one limit that a request touches stands. Amounts in the unit's integer (nanos for usd)."""
+    """Where one limit that a request touches stands. Amounts in the unit's integer (nanos for usd).
+
+    Not `enforced`: in mode `shadow` or `soft`, so that it refuses nothing. `asserted`: the request touches it by nothing but its
+    caller's word (its run, end user, tags), which may be another one with every request.
+    """
 
     scope: str
     unit: str
@@ -163,6 +176,8 @@ class LimitFigures:
     amount: int
     spent: int
     held: int
+    enforced: bool = True
+    asserted: bool = False
 
     @property
     def used(self) -> float:

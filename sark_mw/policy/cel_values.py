@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -66,12 +66,19 @@ class CurrentFigures(threading.local):
         """Give the usd limit with the highest share whose scope is `name` or of that kind; no such limit is an error."""
         found = self._found.get(name)
         if found is None:
-            found = tightest(each for each in self._figures if name in (each.scope, each.scope.partition(":")[0]))
+            named = [each for each in self._figures if name in (each.scope, each.scope.partition(":")[0])]
+            # A limit that is only tried out, or comes with the caller, changes nothing beside another; the only one is meant.
+            found = tightest(deciding(named)) or tightest(each for each in named if each.enforced) or tightest(named)
             if found is None:
                 raise PolicyEvaluationError(f"no budget of {name[:100]!r} applies to this request")
             # A loop may ask for it thousands of times.
             self._found[name] = found
         return found
+
+
+def deciding(figures: Iterable[LimitFigures]) -> list[LimitFigures]:
+    """Leave out what refuses nothing, and what the caller could bring along to hide the limit that it has used up."""
+    return [each for each in figures if each.enforced and not each.asserted]
 
 
 def tightest(figures: Any) -> dict[str, float] | None:
@@ -117,7 +124,7 @@ def values_for(
     if "time" in names:
         at = context.timestamp
         values["time"] = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
-    if ("spend" in names or "remaining" in names) and (whole := tightest(figures)) is not None:
+    if ("spend" in names or "remaining" in names) and (whole := tightest(deciding(figures))) is not None:
         values["spend"], values["remaining"] = whole["spent"], whole["remaining"]
     return values
 

@@ -83,6 +83,8 @@ def _shown(each: LimitFigures) -> dict[str, Any]:
         "held": each.held / scale,
         "remaining": (each.amount - each.spent - each.held) / scale,
         "used": each.used,
+        "enforced": each.enforced,
+        "asserted": each.asserted,
     }
 
 

@@ -27,10 +27,13 @@ class WaitingHash:
             pipe.pexpire(name, keep_ms)
             await pipe.execute()
 
-    async def all(self, shard: int) -> dict[str, str]:
-        """Return every field."""
-        found: Any = await self._commands.run("approvals", partial(self._commands.client.hgetall, self._hashes[shard]))
-        return dict(found)
+    async def get(self, shard: int, fields: Sequence[str] | None = None) -> dict[str, str]:
+        """Return every field, or those of `fields` that are set."""
+        name, client = self._hashes[shard], self._commands.client
+        ask = partial(client.hgetall, name) if fields is None else partial(client.hmget, name, fields)
+        found: Any = await self._commands.run("approvals", ask)
+        pairs = found.items() if fields is None else zip(fields, found, strict=True)
+        return {field: text for field, text in pairs if text is not None}
 
     async def drop(self, shard: int, fields: Sequence[str]) -> int:
         """Drop fields, and return how many were there; of several callers one is told that it was the one."""

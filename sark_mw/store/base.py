@@ -182,8 +182,8 @@ class KeepsApprovals(Protocol):
     async def put_approval(self, root: str, place: str, text: str, keep_ms: int) -> None:
         """Put a text in a place; all of them go once none was put for so long."""
 
-    async def approvals(self, root: str) -> dict[str, str]:
-        """Return every text by its place; roots that live together are among them."""
+    async def approvals(self, root: str, places: Sequence[str] | None = None) -> dict[str, str]:
+        """Return every text by its place, or those in `places`; roots that live together are among them."""
 
     async def drop_approvals(self, root: str, places: Sequence[str]) -> int:
         """Empty places, and return how many were not empty."""

@@ -265,9 +265,9 @@ class RedisStore(RedisOutbox):
         """Put a text in a place of the root's shard."""
         await self._waiting.put(self.shard_of(root), place, text, keep_ms)
 
-    async def approvals(self, root: str) -> dict[str, str]:
-        """Return every text of the root's shard by its place."""
-        return await self._waiting.all(self.shard_of(root))
+    async def approvals(self, root: str, places: Sequence[str] | None = None) -> dict[str, str]:
+        """Return every text of the root's shard by its place, or those in `places`."""
+        return await self._waiting.get(self.shard_of(root), places)
 
     async def drop_approvals(self, root: str, places: Sequence[str]) -> int:
         """Empty places of the root's shard, and return how many were not empty."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
-from pathlib import Path
 
 import pytest
 
@@ -29,7 +28,7 @@ from sark_mw import (
     builtin_plugin_path,
 )
 from sark_mw.limit import DEFAULT_ROOT
-from tests.enforcement.whole import settings_for, until
+from tests.enforcement.whole import until
 
 FIXED = {"provider": "fixed"}
 BODY = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 100}
@@ -224,14 +223,6 @@ async def test_the_built_in_budget_policy_finds_a_bare_principal_s_budget(gatewa
     gateway.register_adapter("r", Echo(), FIXED)
     await gateway.cost_tracker.service.set_budget("alice", daily_budget=4)
     assert [(await invoke(gateway)).success for _ in range(3)] == [True, True, False]
-
-
-async def test_policies_of_the_settings_are_not_silently_replaced_by_an_assigned_manager(tmp_path: Path) -> None:
-    settings = settings_for("memory://", tmp_path, budget=None, policy={"plugins": [{"name": "business_hours"}]})
-    async with SARKGateway(PolicyPluginManager(), settings=settings) as gateway:
-        gateway.register_adapter("r", Echo())
-        with pytest.raises(ConfigurationError, match="policies"):
-            await invoke(gateway)
 
 
 async def test_what_cannot_be_invoked_says_why(gateway: SARKGateway) -> None:

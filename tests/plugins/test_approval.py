@@ -282,6 +282,42 @@ async def test_a_batch_on_a_route_with_a_name_is_of_that_name_and_one_with_endle
     assert b"cannot be given" in answer.body
 
 
+async def test_eight_requests_of_a_principal_wait_and_a_ninth_takes_the_place_of_the_one_asked_longest_ago(
+    office: Office,
+) -> None:
+    def dear(n: int) -> dict[str, Any]:
+        return {**LONG, "max_tokens": 4000 * n}
+
+    async def listed() -> set[str]:
+        return {each["id"] for each in await office.waiting()}
+
+    ids = []
+    for n in range(1, 9):
+        ids.append(await office.denied(body=dear(n)))
+        office.gateway.sark.clock.heard(office.gateway.sark.clock.now_ms() + 5)
+    assert len({*ids}) == 8 and await listed() == {*ids}
+    assert await office.denied(body=dear(1)) == ids[0], "asked again it is the newest, and still there once"
+    assert await listed() == {*ids} and len(await office.waiting()) == 8
+    ninth = await office.denied(body=dear(9))
+    assert await listed() == {*ids, ninth} - {ids[1]}
+    token = await office.approved(ids[7])
+    assert (await office.post(dear(8), token=token)).status == 200
+    assert await office.denied(body=dear(2)) == ids[1], "there is a free place"
+    assert await listed() == {*ids, ninth} - {ids[7]}
+
+
+async def test_of_requests_that_meet_in_one_place_each_is_listed_once_it_is_asked_again(make: MakeOffice) -> None:
+    offices = [await make(), await make()]
+    bodies = [{**LONG, "max_tokens": 4000 * n} for n in (*range(1, 9), 1, 2)]
+    asked = [await asyncio.gather(*(offices[n % 2].denied(body=each) for n, each in enumerate(bodies))) for _ in range(2)]
+    for each in bodies[:8]:  # one after the other: who was pushed off finds a place
+        await offices[0].denied(body=each)
+    waiting = [each["id"] for each in await offices[1].waiting()]
+    assert sorted(waiting) == sorted({*asked[0]}) and len(waiting) == 8
+    await offices[0].approved(waiting[0])
+    await offices[1].admin("POST", f"/approvals/{waiting[0]}", {}, status=404)
+
+
 async def test_one_principal_cannot_push_anothers_request_off_the_list(office: Office) -> None:
     mine = await office.denied(user="user:b")
     for n in range(40):

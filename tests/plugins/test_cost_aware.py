@@ -159,12 +159,85 @@ async def test_of_scopes_only_budgets_in_dollars_count() -> None:
     assert not (await ask_of_scopes(["team"], limit("team:ml", 1), limit("team:ml", 96, window="month"))).allowed
 
 
+@pytest.mark.parametrize("mode", ["shadow", "soft"])
+async def test_a_limit_that_refuses_nothing_refuses_nothing_through_it_either(make: MakeGateway, mode: str) -> None:
+    manager = PolicyPluginManager()
+    await manager.register_plugin(CostAwarePlugin(scopes=["team"]))
+    slots = {"scope": "user:a", "amount": 100, "unit": "concurrency"}
+    gateway = await make(
+        FakeProvider(),
+        {"policies": manager},
+        limits=({"scope": "team:ml", "amount": "0.000001", "mode": mode}, slots),
+        principal={"anonymous": "user:a", "default_scopes": ("team:ml",)},
+    )
+    async with gateway.sark.reserve(principal="user:b", scopes=["team:ml"], estimate="9.5"):
+        assert (await gateway.post()).status == 200
+    await gateway.quiet()
+
+
 async def test_without_the_gateways_limits_its_on_error_decides() -> None:
     manager = PolicyPluginManager()
     await manager.register_plugin(CostAwarePlugin(scopes=["team"]))
     assert (await manager.evaluate_all(a_context()))[0].allowed is False
     with pytest.raises(ConfigurationError, match="scopes must be a list"):
         CostAwarePlugin(scopes="team")
+
+
+SLOTS = {"scope": "user:a", "amount": 100, "unit": "concurrency"}
+
+
+async def test_a_principal_is_judged_by_its_budget_in_the_requests_own_root(make: MakeGateway) -> None:
+    manager = PolicyPluginManager()
+    await manager.register_plugin(CostAwarePlugin(deny_threshold=0.5, warning_threshold=0.5))
+    budgets = {"default": "1", "acme": "10", "bee": "1"}
+    gateway = await make(
+        FakeProvider(),
+        {"policies": manager},
+        limits=({**SLOTS, "root": "default"}, *({"scope": "user:a", "root": root, "amount": budgets[root]} for root in budgets)),
+        principal={"trusted_proxies": ("203.0.113.9",)},
+    )
+    for root, spent in (("default", "0.6"), ("acme", "0.6"), ("bee", "0.4")):
+        async with gateway.sark.reserve(principal="user:a", root=root, estimate=spent) as reservation:
+            reservation.settle(spent)
+    await gateway.quiet()
+
+    async def status(**named: str) -> int | None:
+        return (await gateway.post(headers={"x-sark-principal": "user:a", **named})).status
+
+    assert [await status(**{"x-sark-root": root}) for root in budgets] == [403, 200, 200]
+    assert await status() == 403
+    await gateway.quiet()
+
+
+async def test_the_principals_root_that_the_settings_name_is_the_one_that_is_read(make: MakeGateway) -> None:
+    manager = PolicyPluginManager()
+    await manager.register_plugin(CostAwarePlugin())
+    gateway = await make(
+        FakeProvider(),
+        {"policies": manager},
+        limits=({**SLOTS, "root": "acme"}, {"scope": "user:a", "root": "acme", "amount": 1}),
+        principal={"anonymous": "user:a", "root": "acme"},
+    )
+    async with gateway.sark.reserve(principal="user:a", estimate="0.96") as reservation:
+        reservation.settle("0.96")
+    await gateway.quiet()
+    assert (await gateway.post()).status == 403
+
+
+@pytest.mark.parametrize(("window", "scopes", "status"), [("month:15", [], 403), ("week", [], 200), ("week", ["user"], 403)])
+async def test_of_a_principal_the_day_and_any_month_are_read_and_by_scopes_every_window(
+    make: MakeGateway, window: str, scopes: list[str], status: int
+) -> None:
+    manager = PolicyPluginManager()
+    await manager.register_plugin(CostAwarePlugin(scopes=scopes))
+    gateway = await make(
+        FakeProvider(), {"policies": manager}, limits=({"scope": "user:a", "amount": 1, "window": window}, SLOTS)
+    )
+    async with gateway.sark.reserve(principal="user:a", estimate="0.96") as reservation:
+        reservation.settle("0.96")
+    await gateway.quiet()
+    assert (await gateway.post()).status == status
+    await gateway.quiet()
 
 
 async def test_a_gateway_tells_it_where_the_teams_budget_stands(make: MakeGateway) -> None:

@@ -25,11 +25,13 @@ def a_request(model: str = "gpt-4o", scopes: Sequence[str] = ("user:alice", "tea
     )
 
 
-def a_limit(scope: str = "team:ml", *, amount: float = 100, spent: float = 0, held: float = 0, unit: str = "usd") -> LimitFigures:
+def a_limit(
+    scope: str = "team:ml", *, amount: float = 100, spent: float = 0, held: float = 0, unit: str = "usd", **more: Any
+) -> LimitFigures:
     """Make the figures of a limit in dollars, or in whole ones of another unit."""
     scale = DOLLAR if unit == "usd" else 1
     return LimitFigures(
-        scope=scope, unit=unit, window="day", amount=int(amount * scale), spent=int(spent * scale), held=int(held * scale)
+        scope=scope, unit=unit, window="day", amount=int(amount * scale), spent=int(spent * scale), held=int(held * scale), **more
     )
 
 

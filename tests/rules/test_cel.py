@@ -78,6 +78,15 @@ async def test_of_several_budgets_the_one_with_the_highest_share_counts():
     assert await applies('budget("team").used == 0.9', a_request(), *figures)
 
 
+async def test_a_limit_that_refuses_nothing_is_no_budget_unless_it_is_the_only_one_of_a_name():
+    tried = a_limit("team:ml", amount=10, spent=99, enforced=False)
+    figures = (tried, a_limit("team:ml", spent=10))
+    assert await applies('spend == 10.0 && remaining == 90.0 && budget("team").used == 0.1', a_request(), *figures)
+    assert await applies('budget("team").spent == 99.0', a_request(), tried)
+    with pytest.raises(PolicyEvaluationError):
+        await applies("spend > 1.0", a_request(), tried)
+
+
 async def test_a_time_without_a_zone_is_read_as_utc_and_one_with_a_zone_as_it_is():
     naive, berlin = a_request(), a_request()
     naive.timestamp = datetime(2026, 11, 25, 12)

@@ -88,7 +88,7 @@ async def test_the_input_is_what_the_documentation_says_without_prompts():
     }  # fmt: skip
     assert body["input"]["estimated_usd"] == 0.2
     assert body["input"]["limits"] == [
-        {"scope": "team:ml", "unit": "usd", "window": "day", "amount": 100.0, "spent": 50.0, "held": 0.0, "remaining": 50.0, "used": 0.5}  # noqa: E501
+        {"scope": "team:ml", "unit": "usd", "window": "day", "amount": 100.0, "spent": 50.0, "held": 0.0, "remaining": 50.0, "used": 0.5, "enforced": True, "asserted": False}  # noqa: E501
     ]  # fmt: skip
     assert "SECRET-PROMPT" not in json.dumps(body)
 

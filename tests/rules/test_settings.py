@@ -17,10 +17,13 @@ ROOT = Path(__file__).parents[2]
 THE_ISSUE = 'request.model.startsWith("gpt-4") && budget("user").used > 0.8'
 
 
+PRINCIPAL = {"anonymous": "user:a"}
+
+
 def settings_with(folder: Path, budget: float = 1.0, **policy: Any) -> Settings:
     return Settings.of(
         {
-            "principal": {"anonymous": "user:a"},
+            "principal": PRINCIPAL,
             "ledger": {"flush": False},
             "store": {"journal": str(folder / "journal.jsonl")},
             "observe": {"metrics": False, "audit_log": False},
@@ -45,6 +48,58 @@ async def test_a_rule_of_the_settings_denies_on_the_wire_by_what_the_budget_has_
         assert (await asked(gateway))[0] == 200
         answers = [await asked(gateway, max_tokens=1) for _ in range(20)]
     assert answers[-1] == (403, "Denied by policy small: use the small model")
+
+
+RUN = {"x-sark-run": "admin", "x-sark-run-budget": "0.3"}
+
+
+async def test_a_caller_hides_no_spending_behind_a_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sark_mw.enforcement.limit_figures.MAX_AGE_S", 0)
+    rules = (
+        {"when": "spend > 0.5", "deny": "half of it is spent"},
+        {"when": "remaining < 0.01", "deny": "hardly anything is left"},
+    )
+    async with gateway_for(FakeProvider(), settings_with(tmp_path, rules=rules)) as gateway:
+        async with gateway.sark.reserve(principal="user:a", run="admin", run_budget="0.3", estimate="0.294") as reservation:
+            reservation.settle("0.294")  # 98 % of the run's budget
+        assert (await gateway.post(headers=RUN)).status == 200, "of user:a two thirds are left"
+        async with gateway.sark.reserve(principal="user:a", estimate="0.6") as reservation:
+            reservation.settle("0.6")
+        await gateway.quiet()
+        for headers in ({}, RUN):
+            assert (await gateway.post(headers=headers)).status == 403
+
+
+async def test_a_caller_names_nothing_into_the_scopes_by_its_run(tmp_path: Path):
+    rules = ({"when": '!scopes.exists(s, s.contains("admin"))', "deny": "admins only"},)
+    async with gateway_for(FakeProvider(), settings_with(tmp_path, rules=rules)) as gateway:
+        for headers in ({}, RUN, {"x-sark-end-user": "admin"}, {"x-sark-tags": "admin"}):
+            assert (await gateway.post(headers=headers)).status == 403
+
+
+async def test_a_rule_reads_a_runs_budget_by_its_name_and_no_parent_that_only_an_end_user_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sark_mw.enforcement.limit_figures.MAX_AGE_S", 0)
+    rules = (
+        {"when": 'budget("run").amount == 0.3', "deny": "a run", "on_error": "skip"},
+        {"when": 'budget("end_user").amount == 1.5 && remaining == 19.0 && budget("org").amount == 20.0', "deny": "bob"},
+    )
+    settings = settings_with(tmp_path, rules=rules)
+    limits = [
+        *settings.model_dump()["limits"],
+        {"scope": "end_user:bob", "amount": 1.5, "parent": "org:of-bob"},
+        {"scope": "org:of-bob", "amount": 2},
+        {"scope": "org:ours", "amount": 20},
+    ]
+    settings = Settings.of(
+        {**settings.model_dump(), "limits": limits, "principal": {**PRINCIPAL, "default_scopes": ("org:ours",)}}
+    )
+    async with gateway_for(FakeProvider(), settings) as gateway:
+        async with gateway.sark.reserve(principal="user:b", scopes=["org:of-bob"], estimate="1") as reservation:
+            reservation.settle("1")
+        assert "a run" in (await gateway.post(headers=RUN)).json["error"]["message"]
+        assert "bob" in (await gateway.post(headers={"x-sark-end-user": "bob"})).json["error"]["message"]
 
 
 async def test_a_rule_obliges_and_the_provider_gets_no_more_than_it_grants(tmp_path: Path):
