@@ -35,13 +35,13 @@ _OTHER = "\U000e0001"
 _ASSERTIONS = {"^": "begin", "\\A": "begin", "$": "end", "\\z": "end", "\\b": "word", "\\B": "inside"}
 
 
-class _Unusual(Exception):
+class _UnusualError(Exception):
     pass
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A part of a pattern: chars (`chars`), assertion (`text`), all (one after another), any, repeat (`least`, `most`; None: any)."""
+    """A part of a pattern: chars (`chars`), assertion (`text`), all (in turn), any, repeat (`least`, `most`; None: any)."""
 
     kind: str
     parts: tuple[_Part, ...] = ()
@@ -75,12 +75,12 @@ def states_of(pattern: str) -> States | None:
     try:
         reader = _Reader(pattern)
         return _Automaton(reader.whole(), reader.alphabet).states()
-    except (_Unusual, re.error, Warning, RecursionError):
+    except (_UnusualError, re.error, Warning, RecursionError):
         return None
 
 
 class _Reader:
-    """Read a pattern into parts; raises `_Unusual` for what it does not know."""
+    """Read a pattern into parts; raises `_UnusualError` for what it does not know."""
 
     def __init__(self, pattern: str) -> None:
         flags = _FLAGS.match(pattern)
@@ -90,13 +90,13 @@ class _Reader:
         self._flags = re.ASCII | (re.DOTALL if flags and "s" in flags[1] else 0) | (re.IGNORECASE if self._fold else 0)
         own = {char for char in pattern if char > "\x7f"}
         if own and self._fold:
-            raise _Unusual
+            raise _UnusualError
         self.alphabet = [*map(chr, range(128)), _OTHER, *sorted(own | set(_FOLDED.values() if self._fold else ()))]
 
     def whole(self) -> _Part:
         part = self._any()
         if self._at < len(self._text):
-            raise _Unusual
+            raise _UnusualError
         return part
 
     def _any(self) -> _Part:
@@ -136,12 +136,12 @@ class _Reader:
             self._at = group.end()
             part = self._any()
             if not self._text.startswith(")", self._at):
-                raise _Unusual
+                raise _UnusualError
             self._at += 1
             return part
         atom = ATOM.match(self._text, self._at)
         if atom is None or atom[0][0] in "(*+?":
-            raise _Unusual
+            raise _UnusualError
         self._at = atom.end()
         if atom[0] in _ASSERTIONS:
             return _Part("assertion", text=_ASSERTIONS[atom[0]])
@@ -150,7 +150,7 @@ class _Reader:
     def _chars(self, atom: str) -> frozenset[str]:
         escaped, in_class = atom[0] == "\\", len(atom) > 1 and atom[0] == "["
         if (escaped and not _PLAIN_ESCAPE.fullmatch(atom)) or (in_class and _ODD_CLASS.search(atom)):
-            raise _Unusual
+            raise _UnusualError
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             matches = re.compile(atom if escaped or in_class or atom == "." else re.escape(atom), self._flags).fullmatch
@@ -206,7 +206,7 @@ class _Automaton:
 
     def _place(self, kind: str, what: frozenset[str] | str, then: tuple[int, ...]) -> int:
         if len(self._places) > _MAX_PLACES:
-            raise _Unusual
+            raise _UnusualError
         self._places.append((kind, what, then))
         return len(self._places) - 1
 

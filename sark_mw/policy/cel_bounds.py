@@ -161,13 +161,15 @@ class _Units:
             return 0
         return int(self._price(node, None))
 
-    def _price(self, node: Node, loop: _Round | None) -> float:
+    def _price(self, node: Node, loop: _Round | None) -> float:  # noqa: PLR0911  # a price for each call
         """Give what a call costs, or all calls of a loop."""
         times = 1 if loop is None else loop.over.elements
         sizes = [self._sizes.of(part) if loop is None else self._in_all(part, loop) for part in node.parts]
         text, values = sum(size.text for size in sizes), sum(size.values for size in sizes)
         if node.name == "matches":
             return _matching(node, sizes[0].text, times)
+        if node.name == "budget":
+            return _BUDGET * times
         if node.name == "contains":
             return _SOUGHT * sizes[0].text + _SOUGHT_BYTE * self._compared(node, loop) + _CALL * times
         if node.name in ("startsWith", "endsWith"):
@@ -182,9 +184,7 @@ class _Units:
         if node.name in _COMPARISONS:
             either = [min(size.text for size in sizes), min(size.values for size in sizes)]
             return _CALL * times + _COMPARED * either[0] + _VALUE * (either[1] - times)
-        if node.name == "@in":
-            return _CALL * times + _COMPARED * text + _VALUE * values
-        return _BUDGET if node.name == "budget" else 0
+        return _CALL * times + _COMPARED * text + _VALUE * values if node.name == "@in" else 0
 
     def _in_all(self, part: Node, loop: _Round) -> Size:
         """Give the size of a part in all rounds together."""

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 
 from sark_mw.policy.cel_tree import Node, Tree, path_of
 
-#: What rules may read of a request: characters of text and values in it; elements of one list or map; names in `scopes` and `tags`.
+#: What rules may read of a request: characters of text and values in it; elements of a list or map; names in `scopes` and `tags`.
 MAX_TEXT = 32_768
 MAX_VALUES = 1000
 MAX_ELEMENTS = 256
 MAX_SCOPES = 64
 #: Characters of one name: the model, the provider, the principal, a scope …
 MAX_NAME = 1024
-NAMES = frozenset({"request.model", "request.provider", "request.action", "request.capability", "request.resource", "principal"})
+_NAMES = frozenset({"request.model", "request.provider", "request.action", "request.capability", "request.resource", "principal"})
 _NUMBERS = frozenset({"request.estimated_usd", "request.output_limit", "request.stream", "time", "spend", "remaining"})
 #: Numbers and times, written out.
 _SHORT = 64
@@ -53,6 +53,11 @@ _ARGUMENTS = Size(MAX_TEXT, MAX_VALUES, MAX_ELEMENTS)
 _NAME = Size(MAX_NAME)
 _SCOPES = Size(MAX_TEXT, MAX_SCOPES, MAX_SCOPES, _NAME)
 _ANSWER = Size(0)
+_KNOWN: Mapping[str | None, Size] = {
+    **dict.fromkeys(_NAMES, _NAME),
+    **dict.fromkeys(_NUMBERS, Size(_SHORT)),
+    **dict.fromkeys(("scopes", "tags"), _SCOPES),
+}
 
 
 class Sizes:
@@ -77,12 +82,8 @@ class Sizes:
         path = path_of(node)
         if node.kind == "ident" and node.name in self._bound:
             return self._bound[node.name]
-        if path in NAMES:
-            return _NAME
-        if path in _NUMBERS:
-            return Size(_SHORT)
-        if path in ("scopes", "tags"):
-            return _SCOPES
+        if path in _KNOWN:
+            return _KNOWN[path]
         if node.kind == "const":
             return Size(_LITERAL if node.text is None else len(node.text))
         if node.kind == "select":
