@@ -9,24 +9,24 @@ lets through, and no more memory than a few times these inputs.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
+from sark_mw.policy.cel_automata import States, states_of
 from sark_mw.policy.cel_patterns import pattern_steps
-from sark_mw.policy.cel_tree import Node, Tree, path_of, walk
+from sark_mw.policy.cel_sizes import MAX_TEXT, Size, Sizes, appends, root_of
+from sark_mw.policy.cel_tree import Node, Tree, walk
 
 #: Longest expression, in characters.
 MAX_EXPRESSION = 2048
-#: Elements of one list or map of the request, names in `scopes` and `tags`: see `cel_values`.
-MAX_ELEMENTS = 256
-MAX_SCOPES = 64
 #: One unit is a node that is visited, about 0.1 µs; all together about 50 ms.
 MAX_UNITS = 500_000
 MAX_PATTERN = 256
 MAX_PATTERN_STEPS = 1000
 
-#: What a call costs on the longest text that a request may bring, measured with cel-expr-python 0.1.3.
-_ON_TEXT = {"matches": 5000, "contains": 2500, "endsWith": 20, "startsWith": 20, "size": 400, "_+_": 100, "@in": 400}
+# What calls cost, in units, measured with cel-expr-python 0.1.3 on the worst texts that were found; a character may be 4 bytes.
 _COMPARISONS = frozenset({"_==_", "_!=_", "_<_", "_<=_", "_>_", "_>=_"})
 _CONVERSIONS = frozenset({"string", "bytes", "int", "uint", "double", "bool", "timestamp", "duration"})
+_ON_TEXT = frozenset({"matches", "contains", "endsWith", "startsWith", "size", "_+_", "@in"})
 _GROWING = frozenset({"add_string", "add_list", "add_bytes"})
 #: What is known to be called: a new function of the engine must be looked at before it is let in.
 _PLAIN = frozenset(
@@ -34,15 +34,20 @@ _PLAIN = frozenset(
     | {"getFullYear", "getMonth", "getDayOfYear", "getDayOfMonth", "getDate", "getDayOfWeek"}
     | {"getHours", "getMinutes", "getSeconds", "getMilliseconds"}
 )
-#: A text that belongs to one element of a list is looked at once per round; all together are no longer than the longest.
-_OWN_TEXT = 20
-#: Two values of the request may be all that it may bring; a name alone is a text, or one element of several.
-_COMPARED, _NAME_COMPARED = 250, 100
 #: A call into Python, and a map made of what it returns.
 _BUDGET = 60
-#: Making a pattern, at every call, and each step of it.
-_PATTERN = 50
-_PATTERN_STEP = 20
+#: Making a pattern, at every call, and each step of it; several times that for Unicode classes.
+_PATTERN, _PATTERN_STEP, _UNICODE = 100, 13, 4
+#: Reading a character where the states of a pattern are few; where they are not, and each step of it that may be under way there.
+_READ = 0.2
+_READ_ANEW, _READ_STEP = 15, 0.2
+#: Looking for the beginning of a needle at one character, and comparing it with one of its bytes.
+_SOUGHT, _SOUGHT_BYTE = 0.12, 0.00025
+#: A character that is copied, counted, converted, compared.
+_COPIED, _COUNTED, _CONVERTED, _COMPARED = 0.04, 0.05, 0.08, 0.004
+#: A value that is compared, an element that is copied.
+_VALUE, _ELEMENT = 3, 0.5
+_CALL = 4
 
 
 class CostlyRuleError(Exception):
@@ -56,7 +61,7 @@ class CostlyRuleError(Exception):
 def check_bounds(tree: Tree) -> int:
     """Return the units that an evaluation may take at most; raises `CostlyRuleError`."""
     for node in tree.nodes:
-        if node.kind == "call" and node.name not in _PLAIN | _COMPARISONS | _CONVERSIONS | _ON_TEXT.keys():
+        if node.kind == "call" and node.name not in _PLAIN | _COMPARISONS | _CONVERSIONS | _ON_TEXT:
             raise CostlyRuleError(f"the function {node.name} is not for rules", node)
         if node.kind == "struct" and node.name:
             raise CostlyRuleError("messages are not for rules", node)
@@ -64,13 +69,27 @@ def check_bounds(tree: Tree) -> int:
             _check_pattern(node)
         if node.kind == "loop":
             _check_growth(node, tree)
-    units = _Units(_growth(tree)).of(tree.root, None)
+    units = _Units(tree).of(tree.root, None)
     if units > MAX_UNITS:
         raise CostlyRuleError(
-            f"it may take {units:,} steps, more than the {MAX_UNITS:,} allowed: nest fewer exists, all, filter and matches",
+            f"it may take {units:,} steps, more than the {MAX_UNITS:,} allowed: {_advice(tree)}",
             tree.root,
         )
     return units
+
+
+def _advice(tree: Tree) -> str:
+    endless = next((node.parts[-1].text for node in tree.nodes if node.name == "matches" and _states(node) is None), None)
+    if endless is not None:
+        return (
+            f"while the pattern {endless!r:.60} is sought anything may be under way; write .* for .{{0,n}}, fewer counted"
+            " repetitions, or begin it with ^"
+        )
+    return "nest fewer exists, all and filter, and seek fewer patterns and texts in long ones"
+
+
+def _states(node: Node) -> States | None:
+    return states_of(node.parts[-1].text or "")
 
 
 def _check_pattern(node: Node) -> None:
@@ -94,7 +113,7 @@ def _check_growth(loop: Node, tree: Tree) -> None:
 
 def _own_nodes(node: Node, loop: Node) -> Iterator[Node]:
     """Give the nodes that the rule's author wrote: not the list that `filter` and `map` append with."""
-    if _appends(node, loop):
+    if appends(node, loop):
         yield from (below for appended in node.parts[1].parts for below in walk(appended))
         return
     yield node
@@ -102,72 +121,97 @@ def _own_nodes(node: Node, loop: Node) -> Iterator[Node]:
         yield from _own_nodes(part, loop)
 
 
-def _appends(node: Node, loop: Node) -> bool:
-    """Tell `@result + [x]`, which costs as much as the list is long."""
-    if node.kind != "call" or node.name != "_+_" or len(node.parts) != 2:
-        return False
-    left, right = node.parts
-    return left.kind == "ident" and left.name == loop.result and right.kind == "list"
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """The loop that is looked at: its variable, what it goes over, and what all its rounds together cost once."""
 
-
-def _growth(tree: Tree) -> int:
-    """Tell how many times as long as what the request brings a text or list may get: each `+` of theirs adds one at most."""
-    appended = {node.id for loop in tree.nodes if loop.kind == "loop" for node in walk(loop.parts[2]) if _appends(node, loop)}
-    added = (node for node in tree.nodes if node.kind == "call" and node.id not in appended)
-    return 1 + sum(1 for node in added if _GROWING & set(tree.overloads.get(node.id, ())))
+    name: str
+    over: Size
+    once: list[float]
 
 
 class _Units:
-    """Add up the most that a tree may cost, where texts and lists may be `growth` times as long."""
+    """Add up the most that a tree may cost."""
 
-    def __init__(self, growth: int) -> None:
-        self._growth = growth
-        #: Of the loop that is looked at: what all its rounds together cost once.
-        self._once = [0]
+    def __init__(self, tree: Tree) -> None:
+        self._overloads = tree.overloads
+        self._sizes = Sizes(tree)
 
-    def of(self, node: Node, loop: Node | None) -> int:
+    def of(self, node: Node, loop: tuple[Node, _Round] | None) -> int:
         if node.kind == "loop":
             return self._loop(node, loop)
-        if loop is not None and _appends(node, loop):
-            return MAX_ELEMENTS * self._growth + sum(self.of(part, loop) for part in node.parts[1].parts)
+        if loop is not None and appends(node, loop[0]):
+            return loop[1].over.elements + sum(self.of(part, loop) for part in node.parts[1].parts)
         return 1 + sum(self.of(part, loop) for part in node.parts) + self._call(node, loop)
 
-    def _loop(self, node: Node, outer: Node | None) -> int:
+    def _loop(self, node: Node, outer: tuple[Node, _Round] | None) -> int:
         over, *rounds, start = node.parts
         cost = self.of(over, outer) + self.of(start, outer)
-        self._once.append(0)
-        each = sum(self.of(part, node) for part in rounds)
-        return int(1 + cost + elements_of(over) * self._growth * each + self._once.pop())
+        with self._sizes.bound(node) as size:
+            inner = _Round(node.name, size, [])
+            each = sum(self.of(part, (node, inner)) for part in rounds)
+        return int(1 + cost + size.elements * each + sum(inner.once))
 
-    def _call(self, node: Node, loop: Node | None) -> int:
+    def _call(self, node: Node, loop: tuple[Node, _Round] | None) -> int:
         if node.kind != "call":
             return 0
-        made = _PATTERN + _PATTERN_STEP * pattern_steps(node.parts[-1].text or "") if node.name == "matches" else 0
-        cost = _ON_TEXT.get(node.name, 0) * self._growth
-        if node.name in _COMPARISONS or node.name in _CONVERSIONS:
-            cost = 4 if any(part.kind == "const" for part in node.parts) else _compared(node) * self._growth
+        if loop is not None and any(root_of(part) == loop[1].name for part in node.parts):
+            # Its texts belong to one element each: all together are no longer than what the loop goes over.
+            loop[1].once.append(self._price(node, loop[1]))
+            return 0
+        return int(self._price(node, None))
+
+    def _price(self, node: Node, loop: _Round | None) -> float:  # noqa: PLR0911  # a price for each call
+        """Give what a call costs, or all calls of a loop."""
+        times = 1 if loop is None else loop.over.elements
+        sizes = [self._sizes.of(part) if loop is None else self._in_all(part, loop) for part in node.parts]
+        text, values = sum(size.text for size in sizes), sum(size.values for size in sizes)
+        if node.name == "matches":
+            return _matching(node, sizes[0].text, times)
         if node.name == "budget":
-            cost = _BUDGET
-        if cost > _OWN_TEXT and loop is not None and _root_of(loop.parts[0]) and _root_of(node.parts[0]) == loop.name:
-            self._once[-1] += cost
-            return made + _OWN_TEXT
-        return made + cost
+            return _BUDGET * times
+        if node.name == "contains":
+            return _SOUGHT * sizes[0].text + _SOUGHT_BYTE * self._compared(node, loop) + _CALL * times
+        if node.name in ("startsWith", "endsWith"):
+            return _CALL * times + _COMPARED * min(size.text for size in sizes)
+        if node.name == "size":
+            return _CALL * times + _COUNTED * text
+        if node.name == "_+_":
+            grows = _GROWING & set(self._overloads.get(node.id, ()))
+            return (_COPIED * text + _ELEMENT * sum(size.elements for size in sizes)) if grows else 0
+        if node.name in _CONVERSIONS:
+            return _CALL * times + _CONVERTED * text
+        if node.name in _COMPARISONS:
+            either = [min(size.text for size in sizes), min(size.values for size in sizes)]
+            return _CALL * times + _COMPARED * either[0] + _VALUE * (either[1] - times)
+        return _CALL * times + _COMPARED * text + _VALUE * values if node.name == "@in" else 0
+
+    def _in_all(self, part: Node, loop: _Round) -> Size:
+        """Give the size of a part in all rounds together."""
+        if root_of(part) == loop.name:
+            return Size(loop.over.text, loop.over.values)
+        return self._sizes.of(part).times(loop.over.elements)
+
+    def _compared(self, node: Node, loop: _Round | None) -> float:
+        """Give the bytes of a needle that are compared at all places where it is sought, in all rounds."""
+        hay, needle = node.parts
+        if needle.text is not None:
+            sought = self._sizes.of(hay).text if loop is None else self._in_all(hay, loop).text
+            return sought * len(needle.text.encode())
+        long, short = self._sizes.of(hay).text, self._sizes.of(needle).text
+        if loop is None:
+            short = min(short, long // 2)
+            most, shared = (long - short) * short, MAX_TEXT**2 / 8
+        else:
+            most, shared = min(self._in_all(hay, loop).text * short, self._in_all(needle, loop).text * long), MAX_TEXT**2 / 4
+        # Two texts of one request share what it may bring.
+        own = root_of(hay) and root_of(needle) and max(long, short, loop.over.text if loop else 0) <= MAX_TEXT
+        return 4 * (min(most, shared) if own else most)
 
 
-def _compared(node: Node) -> int:
-    return _NAME_COMPARED if any(part.kind == "ident" for part in node.parts) else _COMPARED
-
-
-def elements_of(over: Node) -> int:
-    """Give the most elements that a loop may go over."""
-    if over.kind in ("list", "struct"):
-        return len(over.parts)
-    if over.kind == "loop":
-        return elements_of(over.parts[0])
-    return MAX_SCOPES if path_of(over) in ("scopes", "tags") else MAX_ELEMENTS
-
-
-def _root_of(node: Node) -> str:
-    while node.kind == "select" or (node.kind == "call" and node.name == "_[_]"):
-        node = node.parts[0]
-    return node.name if node.kind == "ident" else ""
+def _matching(node: Node, text: int, times: int) -> float:
+    pattern = node.parts[-1].text or ""
+    steps, states = pattern_steps(pattern), states_of(pattern)
+    made = _PATTERN + _PATTERN_STEP * steps * (_UNICODE if "\\p" in pattern.lower() else 1)
+    worst = (_READ_ANEW + _READ_STEP * steps) * text
+    return made * times + (worst if states is None else min(worst, _READ * text + states.units(times, text)))

@@ -9,12 +9,10 @@ from typing import Any
 
 from sark_mw.errors import PolicyEvaluationError
 from sark_mw.policy.base import LimitFigures, PolicyContext
-from sark_mw.policy.cel_bounds import MAX_ELEMENTS, MAX_SCOPES
+from sark_mw.policy.cel_sizes import MAX_ELEMENTS, MAX_NAME, MAX_SCOPES, MAX_TEXT, MAX_VALUES
 from sark_mw.policy.unsendable import UnsendableRequestError
 
-#: What rules may read of a request: characters of text and values in it, and how deep they may lie.
-MAX_TEXT = 32_768
-MAX_VALUES = 1000
+#: How deep values may lie that rules read.
 MAX_DEPTH = 16
 _NANOS = 1_000_000_000
 _INT64 = 2**63
@@ -106,7 +104,7 @@ def values_for(
     values: dict[str, object] = {}
     for name in names:
         if name in _SIMPLE:
-            values[name] = budget.text(_SIMPLE[name](context))
+            values[name] = budget.name(_SIMPLE[name](context))
     if "request.stream" in names:
         values["request.stream"] = streams(context)
     if "request.estimated_usd" in names:
@@ -200,7 +198,12 @@ class _Budget:
     def names(self, values: list[str]) -> list[str]:
         if len(values) > MAX_SCOPES:
             raise UnsendableRequestError(f"rules are asked about at most {MAX_SCOPES} scopes")
-        return [self.text(value) for value in values]
+        return [self.name(value) for value in values]
+
+    def name(self, value: object) -> str:
+        if isinstance(value, str) and len(value) > MAX_NAME:
+            raise UnsendableRequestError(f"rules read names of at most {MAX_NAME:,} characters")
+        return self.text(value)
 
     def copy(self, value: object, depth: int) -> object:
         self._values -= 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC
 from typing import Any
 
@@ -18,11 +19,6 @@ from sark_mw.policy.cel_values import model_of, output_limit, streams
 from sark_mw.policy.needs import PROMPTS
 from sark_mw.policy.unsendable import UnsendableRequestError
 
-MAX_DOCUMENT_BYTES = 1 << 20
-#: How many values a document may have, for Rego and for others, and how deep they may lie: rego-cpp parses the worst of these in
-#: a tenth of its deadline, and the gateway writes the worst for others in a few milliseconds.
-MAX_REGO_VALUES = 2_000
-MAX_VALUES = 10_000
 MAX_DEPTH = 32
 MAX_REPLY_BYTES = 64 << 10
 _MAX_REASON = 500
@@ -88,34 +84,69 @@ def _shown(each: LimitFigures) -> dict[str, Any]:
     }
 
 
-def encode(document: Mapping[str, Any], most_values: int = MAX_VALUES) -> bytes:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """What a document may have: values, of which the name of a field counts as `of_a_name`, and bytes."""
+
+    values: int
+    of_a_name: int = 0
+    bytes: int
+
+
+#: The gateway writes the worst of these in a few milliseconds.
+BOUNDS = Bounds(values=10_000, bytes=1 << 20)
+#: The worst of these takes rego-cpp a third of its deadline; a field costs it as much as three values do.
+REGO_BOUNDS = Bounds(values=2_000, of_a_name=1, bytes=1 << 19)
+
+
+def encode(document: Mapping[str, Any]) -> bytes:
     """Write a document as JSON; raises `UnsendableRequestError` for one that is too large, too deep or none."""
+    return encode_parts([document], BOUNDS)[0]
+
+
+def encode_parts(parts: Sequence[Mapping[str, Any]], bounds: Bounds) -> list[bytes]:
+    """Write several that are bounded together; raises `UnsendableRequestError`."""
+    copy = _Copy(bounds)
     try:
         # As UTF-8: not every reader undoes escapes, and a lone surrogate has none.
-        data = _written(_Copy(most_values).of(document, 0)).encode()
+        written = [_written(each).encode() for each in [copy.of(part, 0) for part in parts]]
     except (ValueError, TypeError, RecursionError) as error:
         raise UnsendableRequestError(f"the request cannot be shown to the policy: {error}") from error
-    if len(data) > MAX_DOCUMENT_BYTES:
-        raise UnsendableRequestError(f"the request is larger than the {MAX_DOCUMENT_BYTES:,} bytes that are shown to a policy")
-    return data
+    if sum(map(len, written)) > bounds.bytes:
+        raise copy.too_long()
+    return written
 
 
 class _Copy:
     """Copy values into what JSON knows, and stop at the bounds: what is too large is not even written."""
 
-    def __init__(self, most_values: int) -> None:
-        self._most = self._left = most_values
+    def __init__(self, bounds: Bounds) -> None:
+        self._bounds = bounds
+        self._left = bounds.values
+        self._room = bounds.bytes
+
+    def too_long(self) -> UnsendableRequestError:
+        return UnsendableRequestError(f"the request is larger than the {self._bounds.bytes:,} bytes that are shown to a policy")
+
+    def _text(self, value: str) -> str:
+        self._room -= len(value)
+        if self._room < 0:
+            raise self.too_long()
+        return value
 
     def of(self, value: object, depth: int) -> object:
         self._left -= 1
         if self._left < 0 or depth > MAX_DEPTH:
-            raise UnsendableRequestError(f"policies are shown at most {self._most:,} values, {MAX_DEPTH} levels deep")
-        if isinstance(value, str) or value is None:
+            raise UnsendableRequestError(f"policies are shown at most {self._bounds.values:,} values, {MAX_DEPTH} levels deep")
+        if isinstance(value, str):
+            return self._text(value)
+        if value is None:
             return value
         if isinstance(value, (int, float)):
             return _number(value)
         if isinstance(value, (dict, Mapping)):  # by its class first, which is much faster
-            return {str(name): self.of(each, depth + 1) for name, each in value.items()}
+            self._left -= len(value) * self._bounds.of_a_name
+            return {self._text(str(name)): self.of(each, depth + 1) for name, each in value.items()}
         if isinstance(value, (list, tuple)):
             return [self.of(each, depth + 1) for each in value]
         if isinstance(value, (set, frozenset)):

@@ -12,26 +12,27 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sark_mw.policy.document import MAX_REGO_VALUES, encode
+from sark_mw.policy.document import REGO_BOUNDS, encode_parts
 from sark_mw.policy.unsendable import UnsendableRequestError
 
 #: Free text, in which line ends and quotes are common; every other field is a name.
 _FREE = frozenset({"arguments", "environment"})
-#: The escapes of control characters that are neither tabs nor line ends.
-_CONTROL = re.compile(rb"(?<!\\)(?:\\\\)*\\[bfu]")
+#: How the escapes of control characters begin that are neither tabs nor line ends.
+_CONTROL = (b"\\b", b"\\f", b"\\u")
 #: A literal, a raw one (which has no escapes), a comment.
 _TOKENS = re.compile(r'"(?:[^"\\\n]|\\.)*"|`[^`]*`|#[^\n]*')
 
 
 def encode_for_rego(document: Mapping[str, Any]) -> bytes:
     """Write a request's document; raises `UnsendableRequestError` for text that the engine would take for another one."""
-    data = encode(document, MAX_REGO_VALUES)
-    if b"\\" in data:
-        if _CONTROL.search(data):
-            raise UnsendableRequestError("a text holds a control character")
-        if b"\\" in encode({name: value for name, value in document.items() if name not in _FREE}, MAX_REGO_VALUES):
-            raise UnsendableRequestError("a name holds a quote, a backslash or a line end")
-    return data
+    free = {name: value for name, value in document.items() if name in _FREE}
+    named, freely = encode_parts([{name: value for name, value in document.items() if name not in free}, free], REGO_BOUNDS)
+    if b"\\" in named:
+        raise UnsendableRequestError("a name holds a quote, a backslash, a line end or a control character")
+    # Without the backslashes that are escaped themselves: what is left of them begins an escape.
+    if b"\\" in freely and any(each in freely.replace(b"\\\\", b"") for each in _CONTROL):
+        raise UnsendableRequestError("a text holds a control character")
+    return b"{" + b",".join(part[1:-1] for part in (named, freely) if part != b"{}") + b"}"
 
 
 def spelled(source: str) -> str:

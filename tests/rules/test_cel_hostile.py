@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from sark_mw import ConfigurationError
 from sark_mw.policy.cel import CelPlugin
+from sark_mw.policy.cel_automata import states_of
 from sark_mw.policy.cel_patterns import pattern_steps
 from tests.rules.requests import a_request
 
@@ -31,9 +33,9 @@ def nested(depth: int, over: str = TEN, body: str = "true") -> str:
         pytest.param("[1]" + "".join(f".map(s{i}, [s{i},s{i},s{i}])" for i in range(20)) + ".size() == 1", "put together", id="trees of lists"),  # noqa: E501
         pytest.param('["a"].exists(s, [s+s].exists(t, t == "b"))', "put together", id="growth in the range of a loop"),
         pytest.param("[1].map(x, {x: x}) == []", "put together", id="maps that grow"),
-        pytest.param("request.arguments.a.all(x, principal.contains('zz'))", "steps", id="a long text looked through again and again"),  # noqa: E501
-        pytest.param("request.arguments.a.map(s, principal).exists(t, t.matches('a+b'))", "steps", id="a long text, copied"),
-        pytest.param("(" + "+".join(["request.arguments.a"] * 9) + ").exists(x, x.size() > 9)", "steps", id="long lists"),
+        pytest.param("request.arguments.a.all(x, request.arguments.t.contains('zz'))", "steps", id="a long text looked through again and again"),  # noqa: E501
+        pytest.param("request.arguments.a.map(s, request.arguments.t).exists(t, t.matches('a+b'))", "steps", id="a long text, copied"),  # noqa: E501
+        pytest.param("(" + "+".join(["request.arguments.a"] * 9) + ").exists(x, scopes.exists(s, x.size() > 9 || s.size() > 9))", "steps", id="long lists"),  # noqa: E501
         pytest.param("[" + "+".join(["scopes"] * 25) + "].exists(l, l.exists(x, x.size() > 999))", "steps", id="hidden"),
         pytest.param("(" + "+".join(["principal"] * 25) + ').matches("a+b") && ' * 10 + "true", "mine", id="long texts"),
         pytest.param('scopes.all(a, scopes.all(b, budget("team").used < 2.0 && budget("team").held < 2.0 && budget("team").spent < 2.0))', "steps", id="calls into Python"),  # noqa: E501
@@ -42,6 +44,12 @@ def nested(depth: int, over: str = TEN, body: str = "true") -> str:
         pytest.param('request.model.matches("((a{1,50}){1,50})b")', "repetitions", id="repeated repetitions"),
         pytest.param('request.model.matches(r"(?i)[\\pL\\pN]{200}x")', "repetitions", id="Unicode classes"),
         pytest.param('request.model.matches(r"' + r"\pL" * 80 + '")', "repetitions", id="many Unicode classes"),
+        pytest.param("request.arguments.t.matches('a[ab]{30}c')", "anything may be under way", id="a pattern of many states"),
+        pytest.param("request.arguments.t.matches('(ignore|disregard).{0,160}(rules|instructions)')", "write .*", id="a wide gap"),  # noqa: E501
+        pytest.param(" || ".join(["request.model.matches('a[ab]{450}c')"] * 20), "steps", id="many patterns of many states"),
+        pytest.param(" || ".join(["request.arguments.a.contains(request.arguments.b)"] * 9), "steps", id="needles from requests"),
+        pytest.param("(" + "+".join(["request.arguments.t"] * 12) + ").contains(" + "+".join(["request.arguments.t"] * 6) + "+'b')", "steps", id="hay and needle of copies"),  # noqa: E501
+        pytest.param("request.arguments.a.map(x, request.arguments) == request.arguments.a.map(x, request.arguments)", "steps", id="copies, compared"),  # noqa: E501
         pytest.param('request.arguments.a.exists(x, x.matches("(a?){100}b"))', "steps", id="a costly pattern in a loop"),
         pytest.param(f'request.model.matches("{"a" * 300}")', "characters", id="a long pattern"),
         pytest.param('request.model.matches("(?=a)")', "invalid", id="look-ahead"),
@@ -67,14 +75,19 @@ def test_what_could_be_costly_is_refused_at_the_start(when: str, told: str):
         'scopes.exists(a, ["team:ml", "team:web"].exists(b, a == b))',
         'request.arguments.a.exists(x, x in ["p", "q"])',
         "scopes.filter(s, s.startsWith('team:')).map(s, s.size()).exists(n, n > 4)",
-        'request.arguments.a.all(x, x.matches("^[a-z]{1,64}$") && !x.contains("secret"))',
+        'request.arguments.a.all(x, x.matches("^[a-z]{1,32}$") && !x.contains("secret"))',
         '(principal + "/" + request.model).endsWith("o1")',
         "[1, 2, 3].exists(n, n > 4)",
+        'request.arguments.a.exists(m, m.matches("(?i)ignore.*instructions"))',
+        'request.model.matches("^(ft:)?(gpt-4|o1)[a-z0-9.-]*$") && request.model.contains(principal)',
+        r'request.arguments.user.matches("(?i)(ignore|disregard) (all|any|previous).*(rules|instructions)|system prompt")',
+        r'request.arguments.user.matches("[\\w.+-]+@[\\w-]+\\.[a-z]{2,}") || request.model.matches("sk-[A-Za-z0-9]{20,}")',
+        'scopes.exists(s, request.model.contains(s)) || "(delete|drop)" == request.model',
     ],
 )
 async def test_what_people_write_is_not_refused(when: str):
     plugin = CelPlugin([{"when": when, "deny": "no"}])
-    assert isinstance((await plugin.evaluate(a_request(a=["b", "c"]))).allowed, bool)
+    assert isinstance((await plugin.evaluate(a_request(a=["b", "c"], user="x"))).allowed, bool)
 
 
 def deep(levels: int) -> Any:
@@ -106,6 +119,39 @@ async def test_a_request_too_large_for_rules_is_denied_whatever_on_error_says(va
     )
 
 
+@pytest.mark.parametrize("where", ["model", "principal_id", "scopes"])
+async def test_a_name_too_long_for_rules_is_denied_whatever_on_error_says(where: str):
+    plugin = CelPlugin([{"when": "request.model == principal || scopes.size() == 99", "deny": "no"}], on_error="allow")
+    for length, allowed in ((1024, True), (1025, False)):
+        request, name = a_request(), "x" * length
+        if where == "principal_id":
+            request = replace(request, principal_id=name)
+        else:
+            request.environment[where] = (name,) if where == "scopes" else name
+        assert (await plugin.evaluate(request)).allowed is allowed
+
+
+@pytest.mark.parametrize(
+    ("pattern", "few"),
+    [
+        ("(delete|drop)_", True),
+        ("(?i)ignore.*instructions", True),
+        (r"^[a-z]{1,64}$|\d{3}-\d{2}", True),
+        (r"\b(foo|bar)\b", True),
+        ("日本.é*", True),
+        ("a[ab]{12}c", False),
+        ("a.{0,40}c", False),
+        (r"a\w{20}-", False),
+        (r"\pL+", False),
+        ("[[:alpha:]]", False),
+        ("(?m)^a", False),
+        ("(?i:a)", False),
+    ],
+)
+def test_patterns_whose_states_are_few_are_told_from_others(pattern: str, few: bool):
+    assert (states_of(pattern) is not None) is few
+
+
 @pytest.mark.parametrize("value", [10**30, -(10**400), float("nan"), float("inf"), None, True, {}, [], "é\ud800", {"": {}}])
 async def test_odd_values_reach_rules_without_harm(value: Any):
     plugin = CelPlugin([{"when": "has(request.arguments.a) && request.arguments.a == 12345", "deny": "no"}])
@@ -121,7 +167,7 @@ async def test_a_model_that_is_no_text_is_an_empty_one():
 
 
 async def test_rules_over_the_largest_request_that_is_let_in_still_end():
-    plugin = CelPlugin([{"when": 'request.arguments.a.exists(x, x.matches("(a?){40}b$") || x.contains("zz"))', "deny": "no"}])
+    plugin = CelPlugin([{"when": 'request.arguments.a.exists(x, x.matches("(a?){18}b$") || x.contains("zz"))', "deny": "no"}])
     assert (await plugin.evaluate(a_request(a=["a" * 120] * 256))).allowed
 
 
@@ -131,12 +177,16 @@ async def test_rules_over_the_largest_request_that_is_let_in_still_end():
         ("", 0, 0),
         ("abc", 3, 3),
         ("^(delete|drop)_", 10, 20),
-        ("a{3}b{2,5}c{7,}", 15, 15),
+        ("a{3}b{2,5}c{7,}", 19, 19),
+        ("a?b*(c+){2}", 10, 10),
         ("(ab){3}", 9, 9),
         ("((a{10}){10}){2}", 200, 250),
         (r"\pL", 500, 501),
         (r"[\pL\pN]{2}", 2000, 2100),
-        ("(?i)abc", 6, 8),
+        ("(?i)abc", 3, 4),
+        ("(?i)sk", 8, 9),
+        ("a.{10}", 41, 41),
+        (r"[a-z0-9_-]{2}\W", 10, 14),
         (r"\Qa{9}\E", 4, 10),
         (")(", 1, 3),
         ("{5}", 0, 3),

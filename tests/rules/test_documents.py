@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from sark_mw import PolicyEvaluationError, PolicyPluginManager
-from sark_mw.policy.document import MAX_DEPTH, MAX_VALUES, encode, on_one_line, read_answer
+from sark_mw.policy.document import BOUNDS, MAX_DEPTH, REGO_BOUNDS, encode, on_one_line, read_answer
 from sark_mw.policy.rego import RegoPlugin
+from sark_mw.policy.rego_text import encode_for_rego
 from sark_mw.policy.unsendable import UnsendableRequestError
 from tests.rules.requests import a_request, lending
 
@@ -25,18 +26,20 @@ def deep(levels: int) -> Any:
 
 
 LARGEST = {
-    "names": {f"a name of number {n}": f"value {n}" for n in range(1900)},
+    "names": {f"a name of number {n}": f"value {n}" for n in range(950)},
+    "long names": {f"{n} {'x' * 260}": "y" * 260 for n in range(950)},
+    "names with quotes": {f"{n} " + '"' * 250: 1 for n in range(950)},
     "numbers": [1.5] * 1900,
     "lists": [[]] * 1900,
     "deep lists": [deep(29)] * 65,
-    "long texts": ['"\\\n' * 80] * 1900,
+    "long texts": ['"\\\n' * 40] * 1900,
 }
 
 
 def test_a_document_has_as_many_values_and_levels_as_it_may_and_no_more():
-    assert encode({"x": [0] * (MAX_VALUES - 2)})
+    assert encode({"x": [0] * (BOUNDS.values - 2)})
     assert encode({"x": deep(MAX_DEPTH)})
-    for value in ([0] * (MAX_VALUES - 1), deep(MAX_DEPTH + 1), deep(5000), {str(n): n for n in range(MAX_VALUES)}):
+    for value in ([0] * (BOUNDS.values - 1), deep(MAX_DEPTH + 1), deep(5000), {str(n): n for n in range(BOUNDS.values)}):
         with pytest.raises(UnsendableRequestError, match="values"):
             encode({"x": value})
 
@@ -58,7 +61,9 @@ def test_a_lone_surrogate_is_shown_to_nobody():
 async def test_the_largest_document_does_not_make_a_rego_policy_late(value: Any):
     manager = PolicyPluginManager()
     plugin = RegoPlugin(
-        'package sark\ndefault decision := true\ndecision := false if input.principal == "user:alice"', on_error="allow"
+        'package sark\ndefault decision := true\ndecision := false if input.principal == "user:alice"',
+        on_error="allow",
+        deadline_s=1,  # the machine may be busy: what they cost is measured by benchmarks/plugin_tiers.py
     )
     await manager.register_plugin(plugin)
     manager.bind(lending())
@@ -71,7 +76,18 @@ async def test_the_largest_document_does_not_make_a_rego_policy_late(value: Any)
 
 
 @needs_linux
-@pytest.mark.parametrize("value", [[[]] * 20_000, [[]] * 300_000, deep(500), {str(n): 0 for n in range(30_000)}])
+@pytest.mark.parametrize(
+    "value",
+    [
+        [[]] * 20_000,
+        [[]] * 300_000,
+        deep(500),
+        {str(n): 0 for n in range(30_000)},
+        {str(n): 0 for n in range(1000)},
+        "x" * (1 << 19),
+        '"' * (1 << 18),
+    ],
+)
 async def test_a_larger_one_is_denied_whatever_on_error_says_and_costs_nobody_a_process(value: Any):
     manager = PolicyPluginManager()
     plugin = RegoPlugin("package sark\ndecision := true", on_error="allow", limits=False)
@@ -82,6 +98,20 @@ async def test_a_larger_one_is_denied_whatever_on_error_says_and_costs_nobody_a_
     (innocent,) = await manager.evaluate_all(a_request())
     assert innocent.allowed and plugin.pids == pids
     await manager.unregister_plugin("rego")
+
+
+def test_the_name_of_a_field_counts_as_a_value_where_it_costs_as_much():
+    assert encode_for_rego({"arguments": {str(n): 0 for n in range(REGO_BOUNDS.values // 2 - 2)}})
+    with pytest.raises(UnsendableRequestError, match="values"):
+        encode_for_rego({"arguments": {str(n): 0 for n in range(REGO_BOUNDS.values // 2)}})
+
+
+@pytest.mark.parametrize("text", ["\\b", "\\\\u0001", "\\" * 999 + "n", "\\\n", '\\"b'])
+def test_backslashes_before_a_letter_are_no_control_characters(text: str):
+    assert json.loads(encode_for_rego({"arguments": {"x": text}})) == {"arguments": {"x": text}}
+    for control in "\b\f\x01\x1f":
+        with pytest.raises(UnsendableRequestError, match="control"):
+            encode_for_rego({"arguments": {"x": text + control}})
 
 
 FORGED = "a\n2026-01-01 [info] allowed \x1b[31m\x00\x9b\u2028\x7f\r"

@@ -195,6 +195,26 @@ async def test_with_wasi_there_is_still_no_file_no_argument_and_no_environment(t
         assert (await plugin.evaluate(a_request())).metadata == {"undefined": True}
 
 
+@pytest.mark.parametrize("descriptor", [1, 2])
+async def test_what_a_guest_writes_with_wasi_is_taken_and_dropped_and_costs_it_no_process(tmp_path: Path, descriptor: int):
+    before = '(import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))'
+    # Two pieces, of 5 and 7 bytes; traps unless 12 are said to be written.
+    evaluate = f"""
+        (i32.store (i32.const 20) (i32.const 5)) (i32.store (i32.const 28) (i32.const 7))
+        (if (call $write (i32.const {descriptor}) (i32.const 16) (i32.const 2) (i32.const 64)) (then (unreachable)))
+        (if (i32.ne (i32.load (i32.const 64)) (i32.const 12)) (then (unreachable)))
+        (if (i32.eqz (call $write (i32.const {descriptor}) (i32.const -8) (i32.const 2) (i32.const 64))) (then (unreachable)))
+        (if (i32.eqz (call $write (i32.const {descriptor}) (i32.const 16) (i32.const -1) (i32.const 64))) (then (unreachable)))
+        (if (i32.eqz (call $write (i32.const 9) (i32.const 16) (i32.const 2) (i32.const 64))) (then (unreachable)))
+        (i64.const 0)
+    """
+    async with loaded(WasmPlugin(guest(tmp_path, evaluate, before=before), wasi=True, deadline_s=10)) as plugin:
+        pids = plugin.pids
+        for _ in range(2):
+            assert (await plugin.evaluate(a_request())).metadata == {"undefined": True}
+        assert plugin.pids == pids
+
+
 @pytest.mark.parametrize("text", ["(module)", "(module", "", '(module (memory (export "memory") 1))', "\x00asm"])
 async def test_what_is_no_guest_is_refused_with_the_reason(tmp_path: Path, text: str):
     path = tmp_path / "guest.wat"
