@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 _MAX_ID = 100
 
 
+class _TooLongError(PolicyEvaluationError):
+    """An answer that is longer than any decision has to be."""
+
+
 class OpaPlugin(NamedPlugin):
     """Judge by a rule of an OPA server: `decision` is its path below `data`, as `sark/decision`.
 
@@ -102,7 +106,11 @@ class OpaPlugin(NamedPlugin):
             body = b'{"input":' + encode(document_of(context, figures, self._prompts)) + b"}"
         except UnsendableRequestError as error:
             return denial(error)
-        answer = await self._exchange(body)
+        try:
+            answer = await self._exchange(body)
+        except _TooLongError as error:
+            # It may be a denial that repeats what the caller wrote: that is not to become a pass by `on_error`.
+            return PolicyDecision(False, str(error), {"too_long": True})
         decision_id = answer.get("decision_id")
         told = {"decision_id": on_one_line(decision_id[:_MAX_ID])} if isinstance(decision_id, str) else {}
         if "result" not in answer:
@@ -142,7 +150,7 @@ class OpaPlugin(NamedPlugin):
                 async for part in response.aiter_raw():
                     reply += part
                     if len(reply) > MAX_REPLY_BYTES:
-                        raise PolicyEvaluationError("OPA's answer is too long", plugin_name=self._name)
+                        raise _TooLongError("OPA's answer is too long", plugin_name=self._name)
             answer = json.loads(reply)
         except httpx2.HTTPError as error:
             raise PolicyEvaluationError(f"OPA is out of reach: {type(error).__name__}", plugin_name=self._name) from error

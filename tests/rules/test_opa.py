@@ -187,7 +187,6 @@ def saying(body: Any, status: str = "200 OK") -> Any:
     "misbehave",
     [
         pytest.param(dead, id="a connection that breaks"),
-        pytest.param(endless, id="a reply without end"),
         pytest.param(saying({"code": "internal_error", "message": "boom"}, "500 Internal Server Error"), id="an error"),
         pytest.param(saying({"result": True}, "404 Not Found"), id="an answer with the wrong status"),
         pytest.param(saying({"result": True}, "302 Found"), id="a redirect"),
@@ -210,6 +209,23 @@ async def test_what_is_no_decision_is_an_error_and_never_allows(misbehave: Any):
         opa.misbehave = misbehave
         with pytest.raises(PolicyEvaluationError):
             await asked(opa, "gpt-4o-mini")
+
+
+@pytest.mark.parametrize(
+    "misbehave",
+    [
+        pytest.param(endless, id="without end"),
+        pytest.param(saying({"result": {"allow": False, "reason": "no " + "x" * 70_000}}), id="a denial that repeats a text"),
+    ],
+)
+async def test_an_answer_that_is_too_long_denies_whatever_on_error_says(misbehave: Any):
+    async with opa_server(policy=POLICY) as opa:
+        opa.misbehave = misbehave
+        manager = PolicyPluginManager(services=lending())
+        await manager.register_plugin(OpaPlugin(opa.url, timeout=20, on_error="allow"))
+        (decision,) = await manager.evaluate_all(a_request("gpt-4o-mini"))
+        assert (decision.allowed, decision.outcome, decision.metadata["too_long"]) == (False, "denied", True)
+        await manager.unregister_plugin("opa")
 
 
 @pytest.mark.parametrize(("on_error", "allowed"), [("deny", False), ("allow", True), ("skip", True)])
