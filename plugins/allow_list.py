@@ -273,6 +273,8 @@ def _scopes(values: Iterable[str]) -> tuple[str, ...]:
     scopes = () if isinstance(values, str) else tuple(values)
     if not scopes or not all(isinstance(scope, str) and scope for scope in scopes):
         raise ConfigurationError(f"a rule's scopes must be a list of patterns such as 'team:*', and not empty: {values!r}")
+    if any(scope.startswith("run:") for scope in scopes):
+        raise ConfigurationError(f"a run is what its caller says, so no rule can be about it: {values!r}")
     return scopes
 
 

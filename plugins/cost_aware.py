@@ -17,7 +17,7 @@ from sark_mw import (
     RootBudgetReader,
 )
 
-#: Soft limits may be overspent, so that a share above 1 makes sense; what is above this was meant in percent.
+#: A `cost_service` may let budgets be overspent, so that a share above 1 makes sense; what is above this was meant in percent.
 _MOST_SHARE = 10
 
 
@@ -88,7 +88,7 @@ class CostAwarePlugin(PolicyPlugin):
 
     async def _status(self, service: BudgetReader, context: PolicyContext) -> object:
         root = context.environment.get("root")
-        if root and isinstance(service, RootBudgetReader):  # a reader of one's own may know no roots
+        if root and not self._own_service and isinstance(service, RootBudgetReader):  # one's own answers for all roots
             return await service.get_budget_status_in(str(root), context.principal_id)
         return await service.get_budget_status(context.principal_id)
 

@@ -197,6 +197,11 @@ class SARKGateway:
             _log.warning("the adapter of %s failed: %s", request.resource_id, type(result).__name__)
             await _answered(admission.release())
             return _failed(f"{type(result).__name__}: {result}", "adapter", request_id=admission.request_id)
+        if not _is_result(result):
+            # The call was made all the same: what it was expected to cost is booked.
+            await _answered(admission.settle(admission.expected()))
+            said = f"the adapter returned {type(result).__name__}, which is no InvocationResult with metadata"
+            return _failed(said, "adapter", request_id=admission.request_id)
         spent = await _spent(admission, invocation.estimator, request, result, invocation.resource_metadata)
         await _answered(admission.release() if spent is None else admission.settle(spent))
         told: dict[str, object] = {
@@ -336,8 +341,14 @@ async def _spent(
     return admission.expected()
 
 
+def _is_result(result: object) -> bool:
+    return isinstance(result, InvocationResult) and isinstance(result.metadata, Mapping)
+
+
 def _status(result: InvocationResult) -> int | None:
     """Give the status that an adapter says it got (`metadata["status"]`), else what success would have; None: nobody knows."""
+    if not _is_result(result):
+        return None
     told = result.metadata.get("status")
     return told if isinstance(told, int) and 100 <= told < 600 else 200 if result.success else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -68,9 +69,13 @@ def _said_by(manager: PolicyPluginManager) -> dict[str, object]:
     }
 
 
-def _take(manager: PolicyPluginManager, settings: PolicySettings) -> None:
-    """Have a manager that was given heed the settings; what it loaded before must be as their lock pins it."""
+def _take(manager: PolicyPluginManager, settings: PolicySettings) -> Callable[[], None]:
+    """Have a manager that was given heed the settings; what it loaded before must be as their lock pins it.
+
+    Returns what gives it back its own: the next one's settings may say nothing.
+    """
     taken, wanted = _to_take(manager, settings), make_policies(settings)
+    before = (manager.packages.lock, manager.isolation, manager.obligation_models)
     if "lock" in taken:
         for name, (file, digest) in manager.loaded_files().items():
             if not file.builtin and replace(file, packages=wanted.packages).read().digest != digest:
@@ -80,6 +85,11 @@ def _take(manager: PolicyPluginManager, settings: PolicySettings) -> None:
         manager.isolation = wanted.isolation
     if "obligation_models" in taken:
         manager.obligation_models = wanted.obligation_models
+
+    def give_back() -> None:
+        manager.packages.lock, manager.isolation, manager.obligation_models = before
+
+    return give_back
 
 
 async def load_plugins(manager: PolicyPluginManager, settings: PolicySettings) -> list[str]:
@@ -130,7 +140,7 @@ class PluginUpkeep:
         user = None if manager.used_by is None else manager.used_by()
         if user is not None:
             raise ConfigurationError("another Sark that is not closed has this PolicyPluginManager: give each one of its own")
-        _take(manager, settings)
+        self._give_back = _take(manager, settings)
         manager.used_by = ref(self)
         self._manager = manager
         self._settings = settings
@@ -176,6 +186,7 @@ class PluginUpkeep:
         for name in dict.fromkeys((*self._loaded, *came)):
             await self._manager.unregister_plugin(name, max(ends - time.monotonic(), 0))
         await self._manager.retired(max(ends - time.monotonic(), 0))
+        self._give_back()
         self._manager.used_by = None
 
     def _in_folder(self) -> list[PluginFile]:
@@ -184,8 +195,8 @@ class PluginUpkeep:
 
 def missing_layers(manager: PolicyPluginManager) -> tuple[str, ...]:
     """Name the layers of isolation that isolated plugins run without: by best effort, on a system that lacks them."""
-    plugins = (manager.get_plugin(listed["name"]) for listed in manager.list_plugins())
-    held_by = [getattr(plugin, "hardening", None) for plugin in plugins]
+    plugins = [manager.get_plugin(listed["name"]) for listed in manager.list_plugins()]
+    held_by = [getattr(plugin, "hardening", None) for plugin in plugins if plugin is not None and plugin.isolated is True]
     return tuple(dict.fromkeys(layer for each in held_by for layer in getattr(each, "lacking", ())))
 
 

@@ -75,13 +75,14 @@ def _answer(
 ) -> PluginAnswer:
     plugin = policies.get_plugin(told["name"])
     hash_now, state = ("", "") if file is None else file_state(policies, file)
-    lacking = getattr(getattr(plugin, "hardening", None), "lacking", ())
+    hardening = getattr(plugin, "hardening", None) if plugin is not None and plugin.isolated is True else None
+    lacking = getattr(hardening, "lacking", ())
     return PluginAnswer(
         name=told["name"],
-        version=str(told["version"]),
-        description=str(told["description"]),
-        source=str(told.get("source") or "") or f"{type(plugin).__module__}:{type(plugin).__qualname__}",
-        tier="isolated" if getattr(plugin, "hardening", None) is not None else "in process",
+        version=_utf8(told["version"]),
+        description=_utf8(told["description"]),
+        source=_utf8(told.get("source") or "") or f"{type(plugin).__module__}:{type(plugin).__qualname__}",
+        tier="isolated" if hardening is not None else "in process",
         enabled=told["enabled"],
         switched="" if switched is None else "on" if switched else "off",
         priority=told["priority"],
@@ -90,8 +91,13 @@ def _answer(
         hash=hash_now,
         lock=state,
         missing_layers=tuple(lacking),
-        last_error=str(told.get("last_error") or ""),
+        last_error=_utf8(told.get("last_error") or ""),
     )
+
+
+def _utf8(said: object) -> str:
+    """Spell what a plugin says of itself so that it can be sent."""
+    return str(said).encode(errors="replace").decode()
 
 
 def file_state(policies: PolicyPluginManager, file: PluginFile) -> tuple[str, LockState]:

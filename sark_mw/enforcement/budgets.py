@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from fractions import Fraction
 
 from sark_mw.enforcement.lent import Rebuild, once_rebuilt
 from sark_mw.enforcement.members import with_kind
@@ -74,7 +75,13 @@ def _kind(line: Line) -> str:
 
 def _tightest(balances: Sequence[Balance], window: str) -> Balance | None:
     own = [balance for balance in balances if _kind(balance.line) == window]
-    return min(own, key=lambda balance: balance.remaining or 0, default=None)
+    return max(own, key=_used, default=None)
+
+
+def _used(balance: Balance) -> Fraction:
+    """Tell the share that is spent; of an amount of 0 everything is."""
+    amount = balance.line.amount
+    return Fraction(balance.spent, amount) if amount > 0 else Fraction(max(balance.spent, 1))
 
 
 def _amount(balance: Balance | None) -> Decimal | None:

@@ -26,10 +26,23 @@ _STATE, _STEP, _PLACE = 5, 1.5, 0.1
 #: then, and on the bytes of one.
 _LEADS, _BETWEEN, _BETWEEN_ONE = 6, 12, 3
 _FLAGS = re.compile(r"\(\?([is]*)\)")
-_GROUP = re.compile(r"\((?:\?:|\?P?<\w+>)?(?!\?)")
+_GROUP = re.compile(r"\((?:\?i?:|\?P?<\w+>)?(?!\?)")
 _PLAIN_ESCAPE = re.compile(r"\\(?:[dDwWsSbBAzntrfv]|[^\w\s])", re.ASCII)
 #: What Python would read in another way than RE2.
-_ODD_CLASS = re.compile(r"\\[^dDwWsSntrf\W_]|.\[|--|&&|~~|\|\||-[^\x00-\x7f]|[^\x00-\x7f]-|\\-|-\\", re.DOTALL)
+_ODD_CLASS = re.compile(r"\\[^dDwWsSntrf\W_]|.\[|--|&&|~~|\|\||-[^\x00-\x7f]|[^\x00-\x7f]-|-\\", re.DOTALL)
+_HEX = re.compile(r"\\(?:x([0-9a-fA-F]{2})|.)", re.DOTALL)
+#: Classes with a name, as Python spells them in a class.
+_NAMED_CLASS = re.compile(r"\[:(\w+):\]")
+_NAMED = {
+    "alpha": "a-zA-Z",
+    "digit": "0-9",
+    "alnum": "a-zA-Z0-9",
+    "upper": "A-Z",
+    "lower": "a-z",
+    "space": r"\s",
+    "word": r"\w",
+    "xdigit": "0-9a-fA-F",
+}
 _FOLDED = {"k": "\u212a", "s": "\u017f"}
 _OTHER = "\U000e0001"
 _ASSERTIONS = {"^": "begin", "\\A": "begin", "$": "end", "\\z": "end", "\\b": "word", "\\B": "inside"}
@@ -84,13 +97,14 @@ class _Reader:
 
     def __init__(self, pattern: str) -> None:
         flags = _FLAGS.match(pattern)
-        self._text = pattern
+        self._text = pattern = _HEX.sub(_as_itself, pattern)
         self._at = flags.end() if flags else 0
-        self._fold = flags is not None and "i" in flags[1]
+        # Where only a group is without regard to case, all of it is taken to be: it reads no less.
+        self._fold = "(?i:" in pattern or (flags is not None and "i" in flags[1])
         self._flags = re.ASCII | (re.DOTALL if flags and "s" in flags[1] else 0) | (re.IGNORECASE if self._fold else 0)
         own = {char for char in pattern if char > "\x7f"}
-        if own and self._fold:
-            raise _UnusualError
+        if self._fold:
+            own |= {each for char in own for each in (char.lower(), char.upper()) if len(each) == 1}
         self.alphabet = [*map(chr, range(128)), _OTHER, *sorted(own | set(_FOLDED.values() if self._fold else ()))]
 
     def whole(self) -> _Part:
@@ -149,6 +163,8 @@ class _Reader:
 
     def _chars(self, atom: str) -> frozenset[str]:
         escaped, in_class = atom[0] == "\\", len(atom) > 1 and atom[0] == "["
+        if in_class:
+            atom = _NAMED_CLASS.sub(lambda named: _NAMED.get(named[1], named[0]), atom)
         if (escaped and not _PLAIN_ESCAPE.fullmatch(atom)) or (in_class and _ODD_CLASS.search(atom)):
             raise _UnusualError
         with warnings.catch_warnings():
@@ -157,7 +173,15 @@ class _Reader:
         chars = {char for char in self.alphabet if matches(char)}
         if self._fold:
             chars |= {folded for char, folded in _FOLDED.items() if char in chars}
+            chars |= {char for char in self.alphabet if char > "\x7f" and chars & {char.lower(), char.upper()}}
         return frozenset(chars)
+
+
+def _as_itself(escape: re.Match[str]) -> str:
+    if escape[1] is None:
+        return escape[0]
+    char = chr(int(escape[1], 16))
+    return char if char.isalnum() or not char.isprintable() or char > "\x7f" else "\\" + char
 
 
 class _Automaton:
@@ -214,17 +238,19 @@ class _Automaton:
         """Make all states; None where they are too many."""
         first = self._reached([self._start], {"begin"})[0]
         known, waiting, wide = {first}, [first], set[tuple[int, ...]]()
-        ways, dearest, room = 0.0, 0.0, 0
+        ways, dearest, room, between = 0.0, 0.0, 0, 2
         while waiting:
             state = waiting.pop()
-            wide.add(tuple(place for place in state if place in self._wide))
+            places = tuple(place for place in state if place in self._wide)
+            if places not in wide:
+                wide.add(places)
+                between += self._between(places)
             room += 16 * len(self._letters) + 8 * len(state) + 100
             for found, way, leads in self._ways(state):
                 ways, dearest = ways + way * leads, max(dearest, way)
                 if found not in known:
                     known.add(found)
                     waiting.append(found)
-            between = 2 + sum(map(self._between, wide))
             if ways + between * dearest > _MAX_UNITS or room * (1 + between / len(known)) > _MAX_BYTES:
                 return None
         return States(_STATE * (len(known) + between), ways + between * dearest, dearest, between)

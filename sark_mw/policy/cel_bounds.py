@@ -34,6 +34,8 @@ _PLAIN = frozenset(
     | {"getFullYear", "getMonth", "getDayOfYear", "getDayOfMonth", "getDate", "getDayOfWeek"}
     | {"getHours", "getMinutes", "getSeconds", "getMilliseconds"}
 )
+#: What a loop may not call its variable.
+_TAKEN = frozenset({"request", "principal", "scopes", "tags", "time", "spend", "remaining"})
 #: A call into Python, and a map made of what it returns.
 _BUDGET = 60
 #: Making a pattern, at every call, and each step of it; several times that for Unicode classes.
@@ -83,7 +85,7 @@ def _advice(tree: Tree) -> str:
     if endless is not None:
         return (
             f"while the pattern {endless!r:.60} is sought anything may be under way; write .* for .{{0,n}}, fewer counted"
-            " repetitions, or begin it with ^"
+            " repetitions, or begin it with ^ (and plainly: flags within, \\p and the like cannot be judged)"
         )
     return "nest fewer exists, all and filter, and seek fewer patterns and texts in long ones"
 
@@ -103,6 +105,8 @@ def _check_pattern(node: Node) -> None:
 
 
 def _check_growth(loop: Node, tree: Tree) -> None:
+    if loop.name in _TAKEN:  # it would stand for another value than is reckoned with
+        raise CostlyRuleError(f"a loop may not call its variable {loop.name!r}: it is one of a rule's own", loop)
     for part in loop.parts[1:4]:
         for node in _own_nodes(part, loop):
             grows = node.kind == "call" and _GROWING & set(tree.overloads.get(node.id, ()))

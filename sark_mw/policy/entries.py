@@ -122,18 +122,25 @@ def described(entry: Entry) -> dict[str, Any]:
     """
     plugin = entry.plugin
     # As one that cannot say these is asked: see `judging`.
-    known = {"version": entry.version, "description": "", "timeout": None, "on_error": "deny"}
-    known |= _said(entry, lambda: PolicyPlugin.get_metadata(plugin)) | {"name": entry.name, "priority": entry.priority}
-    acted_on = {each: known[each] for each in ("name", "priority", "timeout", "on_error")}
+    acted_on = {"name": entry.name, "priority": entry.priority}
+    acted_on |= {"timeout": _read(plugin, "timeout", None), "on_error": _read(plugin, "on_error", "deny")}
+    known = {"version": entry.version, "description": ""} | _said(entry, lambda: PolicyPlugin.get_metadata(plugin))
     told = known | _said(entry, plugin.get_metadata) | acted_on | {"enabled": entry.enabled}
     if entry.file is not None:
         told |= {"source": str(entry.file.path), "isolated": entry.isolated, "digest": entry.digest}
-    hardening = getattr(plugin, "hardening", None)
+    hardening = getattr(plugin, "hardening", None) if entry.isolated else None
     if hardening is not None:
         told["hardening"] = dict(hardening.layers)
     if error := entry.last_error or entry.undescribed:
         told["last_error"] = error
     return told
+
+
+def _read(plugin: PolicyPlugin, name: str, otherwise: Any) -> Any:
+    try:
+        return getattr(plugin, name)
+    except (Exception, SystemExit):  # noqa: BLE001  # the plugin's own property
+        return otherwise
 
 
 def _said(entry: Entry, get_metadata: Callable[[], Any]) -> dict[str, Any]:
@@ -142,7 +149,7 @@ def _said(entry: Entry, get_metadata: Callable[[], Any]) -> dict[str, Any]:
         if not isinstance(said, Mapping):
             raise TypeError(f"it returned {type(said).__name__}, not a mapping")
         return dict(said)
-    except Exception as error:  # the plugin boundary: the listing is for the others too
+    except (Exception, SystemExit) as error:  # the plugin boundary: the listing is for the others too
         if not entry.undescribed:  # once: health checks list, too
             logger.warning("policy plugin %r cannot describe itself", entry.name, exc_info=error)
         entry.undescribed = f"get_metadata(): {type(error).__name__}"

@@ -86,7 +86,8 @@ def _by_on_error(entry: Entry, reason: str, metadata: dict[str, Any], outcome: P
 
 def _text(error: BaseException) -> str:
     try:
-        return str(error) or type(error).__name__
+        # It may hold what the caller wrote, and goes where only UTF-8 does.
+        return str(error).encode(errors="replace").decode() or type(error).__name__
     except Exception:  # noqa: BLE001  # the plugin's own __str__
         return type(error).__name__
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from plugins.approval import ApprovalPlugin
 from plugins.rate_limit import RateLimitPlugin
 from sark_mw import (
     FixedCostEstimator,
+    InvocationRequest,
     InvocationResult,
+    Limit,
     Obligation,
     PolicyContext,
     PolicyDecision,
@@ -204,3 +207,18 @@ async def test_what_cannot_be_opened_is_a_result_and_not_an_exception(sark: Sark
     assert (await invoke(own)).metadata["reason"] == "configuration"
     await gateway.aclose()
     assert (await invoke(gateway)).metadata["reason"] == "configuration"
+
+
+@pytest.mark.parametrize("result", [{"success": True}, None, InvocationResult(True, metadata=None)])  # type: ignore[arg-type]
+async def test_a_call_whose_adapter_returns_what_is_no_result_is_paid_all_the_same(sark: Sark, result: Any) -> None:
+    class Odd(Echo):
+        async def invoke(self, request: InvocationRequest) -> InvocationResult:
+            await super().invoke(request)
+            odd: InvocationResult = result
+            return odd
+
+    gateway = await gateway_over(sark)
+    await sark.limits.set(Limit(scope="user:alice", amount=Decimal(3), window="day"))
+    gateway.register_adapter("odd", Odd(), FIXED)
+    reasons = [(await invoke(gateway, "odd")).metadata["reason"] for _ in range(5)]
+    assert reasons == ["adapter"] * 3 + ["budget"] * 2

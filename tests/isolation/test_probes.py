@@ -78,3 +78,26 @@ async def test_nor_does_one_that_comes_while_a_probe_is_under_way() -> None:
         assert plugin.breaker_state == _CLOSED
     finally:
         await plugin.on_unload()
+
+
+async def test_a_probe_that_ran_out_of_memory_in_a_worker_that_is_being_renewed_is_followed_by_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pools, "_LOOK_S", 0.02)
+    runs_out = b'if word == "full":\n            time.sleep(1.0)\n            raise MemoryError\n        if word == "exit":'
+    full = DOER.replace(b'if word == "exit":', runs_out)
+    plugin = await loaded(
+        full.replace(b"timeout = 0.5", b"timeout = 20"), breaker_deaths=1, breaker_s=0.1, worker_cpu_s=1000, cpu_s=1000
+    )
+    try:
+        await _open(plugin)
+        await until(lambda: plugin.breaker_state == _PROBING)
+        (old,) = plugin.pids
+        monkeypatch.setattr(Link, "cpu_seconds", lambda link: 501.0 if link.pid == old else 0.0)
+        with pytest.raises(PolicyEvaluationError):
+            await plugin.evaluate(asked("full"))
+        await until(lambda: bool(plugin.pids) and old not in plugin.pids)
+        assert (await plugin.evaluate(asked("allow"))).allowed is True
+        assert plugin.breaker_state == _CLOSED
+    finally:
+        await plugin.on_unload()

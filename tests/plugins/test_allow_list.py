@@ -224,6 +224,11 @@ async def test_a_model_that_only_the_scopes_tell_of_is_judged_once_as_it_is_spel
         assert (await ask(AllowListPlugin(**options), arguments=arguments, environment=environment)).allowed is allowed
 
 
+def test_no_rule_is_about_what_its_caller_names() -> None:
+    with pytest.raises(ConfigurationError, match="a run is what its caller says"):
+        AllowListPlugin(rules=[{"scopes": ["run:*"], "models": ["gpt-4o-mini"]}])
+
+
 @pytest.mark.parametrize(
     "options",
     [

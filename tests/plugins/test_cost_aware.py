@@ -3,11 +3,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
 from plugins.cost_aware import CostAwarePlugin
-from sark_mw import BudgetReader, ConfigurationError, PolicyDecision, PolicyEvaluationError, PolicyPluginManager, PolicyServices
+from sark_mw import (
+    BudgetReader,
+    ConfigurationError,
+    Limit,
+    PolicyDecision,
+    PolicyEvaluationError,
+    PolicyPluginManager,
+    PolicyServices,
+)
 from sark_mw._fake_provider import FakeProvider
 from tests.asgi.conftest import MakeGateway
 from tests.policy.samples import a_context
@@ -238,6 +247,27 @@ async def test_of_a_principal_the_day_and_any_month_are_read_and_by_scopes_every
     await gateway.quiet()
     assert (await gateway.post()).status == status
     await gateway.quiet()
+
+
+async def test_of_two_months_the_one_that_is_used_most_decides(make: MakeGateway) -> None:
+    manager = PolicyPluginManager()
+    await manager.register_plugin(CostAwarePlugin())
+    gateway = await make(
+        FakeProvider(), {"policies": manager}, limits=({"scope": "user:a", "amount": 100, "window": "month"}, SLOTS)
+    )
+    async with gateway.sark.reserve(principal="user:a", estimate="96") as reservation:
+        reservation.settle("96")
+    await gateway.quiet()
+    await gateway.sark.limits.set(Limit(scope="user:a", amount=Decimal(3), window="month:15"))
+    assert (await gateway.post()).status == 403
+
+
+async def test_a_service_of_ones_own_that_answers_to_every_name_is_asked_by_the_one_that_is_promised() -> None:
+    service = AsyncMock()
+    service.get_budget_status.return_value = {"daily_budget": 10, "daily_spent": 1}
+    plugin = CostAwarePlugin(cost_service=service)
+    decision = await plugin.evaluate(a_context(environment={"root": "acme"}))
+    assert (decision.allowed, decision.reason) == (True, "within budget")
 
 
 async def test_a_gateway_tells_it_where_the_teams_budget_stands(make: MakeGateway) -> None:

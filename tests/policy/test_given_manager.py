@@ -111,3 +111,19 @@ async def test_a_manager_that_another_sark_has_is_left_as_it_is(tmp_path: Path) 
             async with started(tmp_path, manager, isolation="off"):
                 raise AssertionError("it started")
         assert manager.isolation == "require"
+
+
+async def test_the_next_settings_find_a_manager_as_it_was_made(tmp_path: Path) -> None:
+    manager = PolicyPluginManager()
+    lock = locked(tmp_path)
+    async with started(tmp_path, manager, isolation="off", obligation_models=[MINI], lock=lock):
+        assert (manager.isolation, manager.obligation_models) == ("off", {MINI}) and manager.packages.lock is not None
+    assert (manager.isolation, manager.obligation_models, manager.packages.lock) == ("require", frozenset(), None)
+
+
+async def test_a_start_that_fails_leaves_a_manager_as_it_was_made(tmp_path: Path) -> None:
+    manager = PolicyPluginManager()
+    with pytest.raises(ConfigurationError):
+        async with started(tmp_path, manager, isolation="off", plugins=[{"path": tmp_path / "missing.py"}]):
+            pass
+    assert manager.isolation == "require"

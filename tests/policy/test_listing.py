@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from sark_mw import PolicyPluginManager
+from sark_mw import PolicyContext, PolicyDecision, PolicyPluginManager
+from sark_mw.admin.plugins import described_plugins
 from sark_mw.plugin_loading import missing_layers
-from tests.policy.samples import Sample
+from sark_mw.policy import judging
+from tests.policy.samples import Sample, a_context
 
 KNOWN = {
     "name": "odd",
@@ -80,3 +82,39 @@ async def test_one_whose_members_cannot_be_read_any_more_is_listed_as_it_is_aske
     plugin.broken = True
     (told,) = manager.list_plugins()
     assert told | {"last_error": ""} == KNOWN | {"on_error": "deny", "last_error": ""}
+
+
+class Boasting(Sample):
+    """Says what is not so, or nothing at all."""
+
+    hardening = "high"
+
+    def __init__(self) -> None:
+        super().__init__("boasting", on_error="allow", timeout=0.5)
+
+    @property
+    def description(self) -> str:
+        raise SystemExit
+
+
+async def test_one_that_cannot_say_what_it_is_for_is_listed_by_what_is_acted_on() -> None:
+    manager = PolicyPluginManager()
+    await manager.register_plugin(Boasting())
+    (told,) = manager.list_plugins()
+    assert (told["on_error"], told["timeout"]) == ("allow", 0.5)
+    assert "hardening" not in told and missing_layers(manager) == ()
+
+
+async def test_what_a_caller_wrote_does_not_keep_plugins_from_being_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judging.logger, "disabled", True)  # xdist cannot pass half a character on
+
+    class Echoing(Sample):
+        async def evaluate(self, context: PolicyContext) -> PolicyDecision:
+            raise ValueError(f"no such user {context.principal_id}")
+
+    manager = PolicyPluginManager()
+    await manager.register_plugin(Echoing("echoing"))
+    (decision,) = await manager.evaluate_all(a_context(principal_id="x\ud800"))
+    assert not decision.allowed
+    (answer,) = described_plugins(manager, {})
+    assert answer.model_dump_json().endswith('no such user x?"}')

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from sark_mw import ConfigurationError
+from sark_mw.policy import cel_automata, cel_bounds
 from sark_mw.policy.cel import CelPlugin
 from sark_mw.policy.cel_automata import states_of
 from sark_mw.policy.cel_patterns import pattern_steps
+from sark_mw.policy.cel_values import VARIABLES
 from tests.rules.requests import a_request
 
 TEN = "[0,1,2,3,4,5,6,7,8,9]"
@@ -60,6 +62,7 @@ def nested(depth: int, over: str = TEN, body: str = "true") -> str:
         pytest.param("1+" * 900 + "1 > 0", "recursion", id="a long sum"),
         pytest.param("google.protobuf.Timestamp{seconds: 1} == time", "mine", id="messages"),
         pytest.param("true\x00", "mine", id="a zero byte"),
+        pytest.param("[request.arguments].exists(request, request.stream)", "may not call", id="a taken name"),
         pytest.param("tru\ud800e", "mine", id="half a character"),
     ],
 )  # fmt: skip
@@ -143,9 +146,13 @@ async def test_a_name_too_long_for_rules_is_denied_whatever_on_error_says(where:
         ("a.{0,40}c", False),
         (r"a\w{20}-", False),
         (r"\pL+", False),
-        ("[[:alpha:]]", False),
+        ("[[:alpha:]]+", True),
+        ("[[:^alpha:]]", False),
         ("(?m)^a", False),
-        ("(?i:a)", False),
+        ("(?i:password)|b", True),
+        ("(?i)gehälter|straße", True),
+        (r"[A-Za-z0-9._%+\-]+@[A-Za-z0-9.\-]+\.[A-Za-z]{2,}", True),
+        (r"[^\x00-\x7F]|\x2e|\\x41", True),
     ],
 )
 def test_patterns_whose_states_are_few_are_told_from_others(pattern: str, few: bool):
@@ -219,3 +226,21 @@ async def test_the_output_limit_is_the_largest_that_the_wire_heeds(wire: str, op
     context.environment.update(wire=wire, operation=operation)
     plugin = CelPlugin([{"when": f"request.output_limit == {limit}", "deny": "yes"}])
     assert (await plugin.evaluate(context)).reason == "yes"
+
+
+def test_what_a_loop_may_not_be_called_are_the_variables_of_rules():
+    assert {name.partition(".")[0] for name in VARIABLES} == cel_bounds._TAKEN
+
+
+def test_a_pattern_with_many_states_is_looked_at_no_longer_than_others(monkeypatch: pytest.MonkeyPatch):
+    looked_at = 0
+    between = cel_automata._Automaton._between
+
+    def counted(automaton: Any, places: Any) -> int:
+        nonlocal looked_at
+        looked_at += 1
+        return between(automaton, places)
+
+    monkeypatch.setattr(cel_automata._Automaton, "_between", counted)
+    assert states_of("é[éz]{10}c") is None
+    assert 0 < looked_at < 2_000  # once for each state

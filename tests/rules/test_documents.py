@@ -83,7 +83,7 @@ async def test_the_largest_document_does_not_make_a_rego_policy_late(value: Any)
         [[]] * 300_000,
         deep(500),
         {str(n): 0 for n in range(30_000)},
-        {str(n): 0 for n in range(1000)},
+        {str(n): 0 for n in range(1500)},
         "x" * (1 << 19),
         '"' * (1 << 18),
     ],

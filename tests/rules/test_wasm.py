@@ -83,7 +83,7 @@ async def test_no_decision_denies(tmp_path: Path):
         pytest.param("(i64.load (i32.const 0x7fffffff))", id="a read outside of its memory"),
         pytest.param("(call 1 (local.get $at) (local.get $size))", id="a recursion without end"),
         pytest.param("(i64.const 0xffffffff)", id="a reply of 4 GiB"),
-        pytest.param("(i64.const 100000)", id="a reply above the bound"),
+        pytest.param("(i64.const 100000)", id="a reply longer than its memory"),
         pytest.param("(i64.const 0xffffffff00000010)", id="a reply outside of its memory"),
         pytest.param("(i64.const 16)", id="a reply of zeros"),
     ],
@@ -95,6 +95,16 @@ async def test_a_guest_that_misbehaves_is_an_error_and_the_next_request_is_serve
             with pytest.raises(PolicyEvaluationError):
                 await plugin.evaluate(a_request())
         assert plugin.pids == pids, "within its limits it costs no process"
+
+
+async def test_an_answer_above_the_bound_denies_whatever_on_error_says(tmp_path: Path):
+    large = guest(tmp_path, "(drop (memory.grow (i32.const 64))) (i64.const 2100000)")
+    async with loaded(WasmPlugin(large, on_error="allow", limits=False)) as plugin:
+        manager = PolicyPluginManager()
+        await manager.register_plugin(plugin)
+        (decision,) = await manager.evaluate_all(a_request())
+        assert (decision.allowed, decision.reason) == (False, "the guest's answer of 2,100,000 bytes is too long")
+        await manager.unregister_plugin("wasm")
 
 
 @pytest.mark.parametrize(

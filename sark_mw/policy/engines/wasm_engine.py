@@ -90,8 +90,11 @@ class Engine:
         start, size = answer >> 32, answer & 0xFFFFFFFF
         if size == 0:
             return {"undefined": True}
-        if size > self._reply_bytes or start + size > memory.data_len(store):
-            return {"error": f"the reply of {size:,} bytes is too long, or not in the memory"}
+        if start + size > memory.data_len(store):
+            return {"error": f"the reply of {size:,} bytes is not in the memory"}
+        if size > self._reply_bytes:
+            # It may be a denial that repeats what the caller wrote: that is not to become a pass by `on_error`.
+            return {"result": {"allow": False, "reason": f"the guest's answer of {size:,} bytes is too long"}}
         return {"result": json.loads(bytes(memory.read(store, start, start + size)))}
 
     def _store(self) -> wasmtime.Store:

@@ -178,17 +178,14 @@ class Pool:
         except MalformedReplyError as error:
             seat.link.end(f"it sent {error}")
             return
-        call = seat.calls.popleft()
-        call.forget()
+        call, probe = seat.calls.popleft(), self._probe
+        self._drop(call)
         if answer.failure is not None and answer.failure.metadata.get("error") == "MemoryError":
             self._out_of_memory(seat, call, answer)
             return
         self._deliver(call, answer)
-        probe = self._probe is call
-        if probe:
-            self._probe = None
         if not isinstance(answer.failure, UnsendableRequestError):
-            self._breaker.answered(probe=probe)  # one that was not read proves nothing
+            self._breaker.answered(probe=probe is call)  # one that was not read proves nothing
         if seat.calls:
             seat.next_call(self._loop.time())
         elif self._isolation.stateless or seat.retired:
@@ -200,8 +197,6 @@ class Pool:
         if len(call.body) > _LARGE_BYTES:
             call.fail(UnsendableRequestError(f"the plugin ran out of memory over its {len(call.body)} bytes"))
             seat.retired = True
-            if self._probe is call:
-                self._probe = None
         else:
             self._deliver(call, answer)
         self._put_back(seat)

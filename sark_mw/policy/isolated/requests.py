@@ -108,10 +108,7 @@ def _look_over(root: list[Any], most_bytes: int, most_values: int) -> None:
 
 
 def _keys_chars(values: dict[Any, Any]) -> int:
-    try:
-        return sum(map(len, values))
-    except TypeError:
-        return sum(len(key) for key in values if isinstance(key, str))
+    return sum(len(key) for key in values if type(key) is str)
 
 
 def _other(value: object, pending: list[Any]) -> int:
