@@ -195,8 +195,8 @@ class PluginUpkeep:
 
 def missing_layers(manager: PolicyPluginManager) -> tuple[str, ...]:
     """Name the layers of isolation that isolated plugins run without: by best effort, on a system that lacks them."""
-    plugins = [manager.get_plugin(listed["name"]) for listed in manager.list_plugins()]
-    held_by = [getattr(plugin, "hardening", None) for plugin in plugins if plugin is not None and plugin.isolated is True]
+    plugins = (manager.get_plugin(listed["name"]) for listed in manager.list_plugins())
+    held_by = [getattr(plugin, "hardening", None) for plugin in plugins]
     return tuple(dict.fromkeys(layer for each in held_by for layer in getattr(each, "lacking", ())))
 
 

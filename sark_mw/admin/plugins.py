@@ -75,7 +75,7 @@ def _answer(
 ) -> PluginAnswer:
     plugin = policies.get_plugin(told["name"])
     hash_now, state = ("", "") if file is None else file_state(policies, file)
-    hardening = getattr(plugin, "hardening", None) if plugin is not None and plugin.isolated is True else None
+    hardening = getattr(plugin, "hardening", None)
     lacking = getattr(hardening, "lacking", ())
     return PluginAnswer(
         name=told["name"],

@@ -128,9 +128,9 @@ def described(entry: Entry) -> dict[str, Any]:
     told = known | _said(entry, plugin.get_metadata) | acted_on | {"enabled": entry.enabled}
     if entry.file is not None:
         told |= {"source": str(entry.file.path), "isolated": entry.isolated, "digest": entry.digest}
-    hardening = getattr(plugin, "hardening", None) if entry.isolated else None
-    if hardening is not None:
-        told["hardening"] = dict(hardening.layers)
+    layers = getattr(_read(plugin, "hardening", None), "layers", None)
+    if isinstance(layers, Mapping):
+        told["hardening"] = dict(layers)
     if error := entry.last_error or entry.undescribed:
         told["last_error"] = error
     return told
