@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
@@ -28,6 +29,13 @@ _PASSING = (
     redis_errors.RedisClusterException,
 )
 _BACK_OFF_S = 0.02
+
+
+def _is_final(error: Exception) -> bool:
+    """Tell a server that refuses us (redis-py says `ConnectionError` there too) from one that will be able to soon."""
+    if isinstance(error, redis_errors.AuthenticationError | redis_errors.AuthorizationError):
+        return True
+    return isinstance(error.__cause__ or error.__context__, ssl.SSLCertVerificationError)
 
 
 def _is_torn(error: AttributeError) -> bool:
@@ -94,13 +102,15 @@ class Commands:
             self._note(name, 0.0, "open", items)
             raise StoreUnavailableError("the store's circuit breaker is open")
         started = time.monotonic()
+        refusals: list[Exception] = []
         try:
             async with asyncio.timeout(self.deadline_s):
-                answer = await self._persist(call)
+                answer = await self._persist(call, refusals)
         except (TimeoutError, redis_errors.TimeoutError) as error:
             self.breaker.failed()
             self._note(name, time.monotonic() - started, "timeout", items)
-            raise StoreUnavailableError(f"the store did not answer {name} within {self.deadline_s} s") from error
+            why = f"; what it said last: {refusals[-1]}" if refusals else ""
+            raise StoreUnavailableError(f"the store did not answer {name} within {self.deadline_s} s{why}") from error
         except (redis_errors.RedisError, redis_errors.RedisClusterException, OSError) as error:
             self.breaker.failed()
             self._note(name, time.monotonic() - started, "error", items)
@@ -112,8 +122,11 @@ class Commands:
         self._note(name, time.monotonic() - started, "ok", items)
         return answer
 
-    async def _persist(self, call: Callable[[], Awaitable[Answer]]) -> Answer:
-        """Try again where the fault is passing; a lost answer gets half of the deadline, the repetition the other half."""
+    async def _persist(self, call: Callable[[], Awaitable[Answer]], refusals: list[Exception]) -> Answer:
+        """Try again where the fault is passing; a lost answer gets half of the deadline, the repetition the other half.
+
+        The last fault that passes is left in `refusals`: the deadline may end in the middle of the next try.
+        """
         ends = time.monotonic() + self.deadline_s
         async with self._slots:
             patience = max((ends - time.monotonic()) / 2, 0.001)
@@ -135,8 +148,9 @@ class Commands:
                     patience = max(ends - time.monotonic(), 0.001)
                     if time.monotonic() + _BACK_OFF_S >= ends:
                         raise
-                except _PASSING:
-                    if time.monotonic() + _BACK_OFF_S >= ends:
+                except _PASSING as error:
+                    refusals[:] = [error]
+                    if _is_final(error) or time.monotonic() + _BACK_OFF_S >= ends:
                         raise
                     await asyncio.sleep(_BACK_OFF_S)
 

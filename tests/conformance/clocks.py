@@ -18,6 +18,9 @@ from sark_mw._memory_store import ManualClock
 from sark_mw.store.base import ReservationStore
 from tests.servers.faketime import FaketimeServer
 
+#: When every test begins whose clock it moves: no outcome depends on the hour or the day on which the suite runs.
+BEGINNING_MS = 1_792_000_000_123
+
 
 class ServerClock(Protocol):
     """Lets the server's time pass."""
@@ -33,7 +36,7 @@ class StillClock:
     """A clock that stands until it is moved: memory and fakeredis."""
 
     def __init__(self) -> None:
-        self.manual = ManualClock(1_792_000_000_123)
+        self.manual = ManualClock(BEGINNING_MS)
 
     async def advance(self, ms: int) -> None:
         """Move at once."""

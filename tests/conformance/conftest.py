@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
 from uuid import uuid4
 
 import pytest
@@ -12,7 +13,7 @@ from sark_mw._memory_store import MemoryStore
 from sark_mw.store.connect import open_store
 from sark_mw.store.redis_store import RedisStore
 from tests.conformance.books import Books, Store
-from tests.conformance.clocks import FaketimeClock, RealClock, ServerClock, StillClock, fakeredis_time
+from tests.conformance.clocks import BEGINNING_MS, FaketimeClock, RealClock, ServerClock, StillClock, fakeredis_time
 
 SHARDS = 4
 RETENTION_MS = 3_600_000
@@ -77,6 +78,8 @@ async def _open_books(kind: str, request: pytest.FixtureRequest) -> AsyncIterato
             books = Books(kind, store, clock, opened, lose_fake)
         else:
             server = request.getfixturevalue(SERVERS[kind])
+            if kind == "faketime":
+                server.set_time(datetime.fromtimestamp(BEGINNING_MS / 1000, UTC))
             opened = _opener(stack, f"redis+cluster{server.url[5:]}" if kind == "cluster" else server.url)
             store = await opened()
             clock = FaketimeClock(server) if kind == "faketime" else RealClock(store)

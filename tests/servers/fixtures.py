@@ -27,7 +27,7 @@ from tests.servers.process import ServerProcess, ports
 from tests.servers.redis_server import ExternalRedis, RedisHandle, RedisServer
 from tests.servers.sentinel import ValkeySentinel
 from tests.servers.tcp_proxy import TcpProxy
-from tests.servers.tls import TlsRedisServer
+from tests.servers.tls import TlsRedisServer, goodbyes_said
 
 OFFICIAL_REDIS = ("redis:7.4-alpine", "redis:8.0-alpine")
 OFFICIAL_POSTGRES = "postgres:17-alpine"
@@ -194,12 +194,13 @@ def valkey_sentinel() -> Iterator[ValkeySentinel]:
 
 
 @pytest.fixture
-def tls_redis() -> Iterator[TlsRedisServer]:
+async def tls_redis() -> AsyncIterator[TlsRedisServer]:
     """A Redis of the test's own that speaks TLS only, with an ACL file: see `TlsRedisServer`."""
     binary = _binary(lookup.tls_redis_binary(), "a redis-server built with TLS (apt-get install redis-server)")
     with contextlib.closing(TlsRedisServer(binary)) as server:
         server.start()
         yield server
+        await goodbyes_said()
 
 
 @pytest.fixture

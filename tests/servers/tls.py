@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,16 @@ ADMIN = "admin-password"
 USER = "sark-password"
 # What a gateway needs: its own keys, no administration. A test may take more away with `set_user`.
 USER_RULES = "~sark:* &sark:* +@all -@admin -@dangerous"
+
+
+async def goodbyes_said() -> None:
+    """Wait until this loop has no socket left but its own: TLS closes one when both sides have said goodbye.
+
+    redis-py does not wait for that where the server refuses it, and a loop that ends before it leaks the socket.
+    """
+    async with asyncio.timeout(60):
+        while len(asyncio.get_running_loop()._selector.get_map()) > 1:  # type: ignore[attr-defined]
+            await asyncio.sleep(0.001)
 
 
 class TlsRedisServer(RedisServer):

@@ -121,13 +121,13 @@ async def test_a_user_who_may_not_touch_the_keys_finds_the_store_unavailable(tls
 
 async def test_a_wrong_password_is_an_unavailable_store(tls_redis: TlsRedisServer) -> None:
     url = tls_redis.url.replace("sark-password", "wrong")
-    async with opened(f"{url}?ssl_ca_certs={tls_redis.ca_file}", deadline_s=0.5) as store:
-        with pytest.raises(StoreUnavailableError):
+    async with opened(f"{url}?ssl_ca_certs={tls_redis.ca_file}", deadline_s=PATIENCE_S) as store:
+        with pytest.raises(StoreUnavailableError, match=r"(?i)password"):
             await store.limits(ROOT)
 
 
 async def test_a_certificate_that_nobody_vouches_for_is_not_taken(tls_redis: TlsRedisServer) -> None:
-    async with opened(tls_redis.url, deadline_s=0.5) as store:
+    async with opened(tls_redis.url, deadline_s=PATIENCE_S) as store:
         with pytest.raises(StoreUnavailableError, match=r"(?i)certificate"):
             await store.limits(ROOT)
 
@@ -165,8 +165,9 @@ async def test_a_server_that_loads_its_data_is_waited_for_within_the_deadline(fr
 
 async def test_a_server_turned_replica_is_waited_for_until_it_may_write_again(fresh_valkey: FreshValkey) -> None:
     server = fresh_valkey()
-    async with opened(server.url) as store, opened(server.url, **IMPATIENT) as impatient:
+    async with opened(server.url) as store, opened(server.url, deadline_s=1.0) as impatient:
         caller = await budget(store, 100)
+        await impatient.limits(ROOT)
         server.command("REPLICAOF", "127.0.0.1", 1)
         with pytest.raises(StoreUnavailableError, match=r"(?i)read only"):
             await through(caller, impatient).reserve("a")
