@@ -43,6 +43,7 @@ _HOSTILE = _SOURCE.replace(b"timeout = 30", b"timeout = 0.2")
 
 def _context(principal: str = "user:1") -> PolicyContext:
     environment = {"provider": "openai", "model": "gpt-4o", "root": "acme", "scopes": ("user:1",), "estimated_nanos": 1000}
+    environment["body_bytes"] = 120  # as a gateway says of every request
     arguments = {"model": "gpt-4o", "temperature": 0.2, "max_tokens": 500}
     return PolicyContext(principal, "gpt-4o", "chat", "invoke", arguments, environment)
 

@@ -220,7 +220,7 @@ def settings_for(tmp_path: Path, **sections: Any) -> Settings:
             {"scope": "user:a", "amount": 100, "unit": "concurrency"},
             {"scope": "user:a", "amount": 10_000, "unit": "requests"},
         ),
-        "store": {"journal": tmp_path / "journal.jsonl"},
+        "store": {"journal": tmp_path / "journal.jsonl", "deadline_ms": 20_000},
         "ledger": {"flush": False},
         "observe": {"metrics": False, "audit_log": False},
     }

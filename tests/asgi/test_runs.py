@@ -69,7 +69,8 @@ async def test_all_calls_of_a_run_share_its_budget_however_many_come_at_once(boo
 
 
 async def test_two_processes_share_a_runs_budget_on_a_real_store(valkey_server: RedisHandle, tmp_path: Path) -> None:
-    sections = {"store": {"url": valkey_server.url, "journal": tmp_path / "j"}, "ledger": {"url": f"sqlite:///{tmp_path / 'l'}"}}
+    store = {"url": valkey_server.url, "journal": tmp_path / "j", "deadline_ms": 20_000}
+    sections = {"store": store, "ledger": {"url": f"sqlite:///{tmp_path / 'l'}"}}
     settings = settings_for(tmp_path, **STANDARD, **sections)
     app = Slow()
     async with Sark.open(settings, instrumentation=Seen()) as one, Sark.open(settings, instrumentation=Seen()) as other:

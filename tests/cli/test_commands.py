@@ -24,7 +24,9 @@ NOON = 1_782_043_200_000  # 2026-06-21 12:00 UTC
 def settings_file(directory: Path, *, store: str = "memory://", ledger: str = "", extra: str = "") -> Path:
     path = directory / "sark.toml"
     ledger = ledger or f"sqlite:///{directory}/ledger.db"
-    path.write_text(f'[store]\nurl = "{store}"\njournal = "{directory}/j.jsonl"\n[ledger]\nurl = "{ledger}"\n{extra}')
+    path.write_text(
+        f'[store]\nurl = "{store}"\njournal = "{directory}/j.jsonl"\ndeadline_ms = 20_000\n[ledger]\nurl = "{ledger}"\n{extra}'
+    )
     return path
 
 

@@ -12,6 +12,8 @@ import pytest
 
 from tests.cli.running import sark
 
+pytestmark = pytest.mark.wall_clock
+
 GUARD = """
     from sark_mw import PolicyContext, PolicyDecision, PolicyPlugin
 

@@ -35,7 +35,7 @@ DAY_MS = 86_400_000
 
 def settings_for(directory: Path, store_url: str = "memory://", ledger_url: str = "", **sections: Mapping[str, Any]) -> Settings:
     fields: dict[str, Any] = {name: dict(section) for name, section in sections.items()}
-    fields["store"] = {"url": store_url, "journal": directory / "journal.jsonl", **fields.get("store", {})}
+    fields["store"] = {"url": store_url, "journal": directory / "journal.jsonl", "deadline_ms": 5_000, **fields.get("store", {})}
     fields["ledger"] = {"url": ledger_url or f"sqlite:///{directory}/ledger.db", **fields.get("ledger", {})}
     fields.setdefault("observe", {"audit_log": False, "metrics": False})
     return Settings(**fields)

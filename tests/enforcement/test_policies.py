@@ -37,7 +37,7 @@ class Obliging(PolicyPlugin):
 
 def settings_for(tmp_path: Path, **policy: Any) -> Settings:
     return Settings(
-        store={"journal": tmp_path / "journal.jsonl"},
+        store={"journal": tmp_path / "journal.jsonl", "deadline_ms": 20_000},
         ledger={"flush": False},
         observe={"metrics": False, "audit_log": False},
         limits=[{"scope": "tag:*", "amount": 1, "unit": "requests"}],

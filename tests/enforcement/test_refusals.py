@@ -21,7 +21,7 @@ from tests.enforcement.whole import admitted, invocation, refused, settings_for
 
 @pytest.fixture
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[RedisStore]:
-    store = await open_store(f"memory://{uuid4().hex}", shards=1)
+    store = await open_store(f"memory://{uuid4().hex}", shards=1, deadline_s=20.0)
     yield store
     await store.aclose()
 

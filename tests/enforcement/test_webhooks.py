@@ -32,6 +32,8 @@ from sark_mw.settings import Settings, WebhookSettings
 from tests.ledger.books import NOON_MS, limit_event
 from tests.wire.serving import serve
 
+pytestmark = pytest.mark.wall_clock
+
 SECRET = "whsec_" + base64.b64encode(b"a secret of the tests, long enough").decode()
 NOW = NOON_MS + 60_000
 
@@ -240,7 +242,7 @@ async def test_a_receiver_that_does_not_answer_in_time_or_is_not_there_is_tried_
 ) -> None:
     await ledger.record_events([limit_event(1)])
     receiver.gate.clear()
-    async with webhooks_to(ledger, hook(f"{address}/hooks/a", timeout_s=0.2)) as (webhooks, outcomes):
+    async with webhooks_to(ledger, hook(f"{address}/hooks/a", timeout_s=1)) as (webhooks, outcomes):
         assert await webhooks.deliver_once(NOW) == 0
         receiver.gate.set()
         assert await webhooks.deliver_once(NOW + retry_ms(1)) == 1
@@ -321,7 +323,7 @@ async def test_events_wait_for_a_receiver_that_does_not_answer_without_an_attemp
 ) -> None:
     await ledger.record_events([limit_event(number) for number in range(1, 25)])
     receiver.gate.clear()
-    async with webhooks_to(ledger, hook(f"{address}/hooks/a", timeout_s=0.3)) as (webhooks, outcomes):
+    async with webhooks_to(ledger, hook(f"{address}/hooks/a", timeout_s=3)) as (webhooks, outcomes):
         assert await webhooks.deliver_once(NOW) == 0
         assert (len(receiver.got), outcomes) == (8, {"failed": 8})
         await ledger.record_events([limit_event(25)])

@@ -196,7 +196,7 @@ async def test_set_up_as_the_guides_do_it_meters_with_the_manager_and_the_tracke
 
 
 async def test_a_hold_made_under_an_assigned_manager_is_renewed_like_any_other(settings: Settings) -> None:
-    quick = Settings.of({**settings.model_dump(), "reservation": {"lease_s": 0.15, "sweep_interval_ms": 10}})
+    quick = Settings.of({**settings.model_dump(), "reservation": {"lease_s": 2.0, "sweep_interval_ms": 10}})
     async with SARKGateway(PolicyPluginManager(), settings=quick) as gateway:
         gateway.cost_tracker.register_estimator("fixed", FixedCostEstimator(1))
         adapter = Echo()
@@ -209,7 +209,7 @@ async def test_a_hold_made_under_an_assigned_manager_is_renewed_like_any_other(s
             return bool(adapter.asked)
 
         await until(under_way)
-        ends = (await gateway.sark.store.limits(DEFAULT_ROOT)).at_ms + 600
+        ends = (await gateway.sark.store.limits(DEFAULT_ROOT)).at_ms + 3_000
         while (await gateway.sark.store.limits(DEFAULT_ROOT)).at_ms < ends:
             await asyncio.sleep(0.01)
         assert await daily(gateway) == (0, 4)

@@ -16,6 +16,8 @@ from sark_mw.settings import PrincipalSettings, UpstreamSettings
 from tests.gateway.upstreams import Upstream, proxied, said, settings_for
 from tests.wire.serving import serve
 
+pytestmark = pytest.mark.wall_clock
+
 
 async def test_compressed_bytes_stay_as_the_upstream_sent_them() -> None:
     zipped = gzip.compress(b"a story " * 500, mtime=1)

@@ -11,6 +11,8 @@ import pytest
 from tests.howto.page import blocks_of, go_through, left_of, steps_of
 from tests.servers import lookup
 
+pytestmark = pytest.mark.wall_clock
+
 ROOT = Path(__file__).parents[2]
 HOWTO = ROOT / "docs" / "howto"
 PAGES = sorted(path for path in HOWTO.glob("*.md") if path.name != "README.md")

@@ -20,6 +20,8 @@ from sark_mw.policy.unsendable import UnsendableRequestError
 from tests.isolation.plugins import asked, loaded
 from tests.isolation.processes import until
 
+pytestmark = pytest.mark.wall_clock
+
 #: Allows whatever goes wrong, copies what it is shown, and may have much to remember.
 _LENIENT = b"""
 import copy, json
@@ -160,6 +162,14 @@ def test_what_is_surely_too_large_is_refused_before_any_of_it_is_written(argumen
     with pytest.raises(UnsendableRequestError, match=r"are the most|more than 32768 values"):
         written_context(asked("x", witness=_Witness(), **arguments), 2 << 20, 32_768)
     assert not _Witness.written
+
+
+@pytest.mark.parametrize("arguments", [{"x": [0] * 40_000}, {"x": ["a" * 1_000] * 2_200}], ids=["values", "texts"])
+def test_whoever_says_that_its_body_was_small_is_not_believed(arguments: Any) -> None:
+    context = asked("x", **arguments)
+    context.environment["body_bytes"] = 1
+    with pytest.raises(UnsendableRequestError, match=r"are the most|more than 32768 values"):
+        written_context(context, 2 << 20, 32_768)
 
 
 #: Allows whatever goes wrong, and does with a text what most guards do; `greedy` takes many times what it is shown.

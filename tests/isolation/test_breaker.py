@@ -14,6 +14,8 @@ from sark_mw.policy.isolated import IsolatedPlugin, IsolationOptions
 from tests.isolation.plugins import DOER, asked
 from tests.isolation.processes import until
 
+pytestmark = pytest.mark.wall_clock
+
 QUICK = IsolationOptions(breaker_deaths=2, breaker_s=0.05, backoff_s=0.01)
 #: It stays open as long as a test lasts.
 PATIENT = IsolationOptions(breaker_deaths=2, breaker_s=600, breaker_most_s=600, backoff_s=0.01)

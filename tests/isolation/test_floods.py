@@ -12,6 +12,8 @@ from tests.isolation.abuse import whole
 from tests.isolation.plugins import asked, loaded
 from tests.isolation.processes import runs, until
 
+pytestmark = pytest.mark.wall_clock
+
 #: What stands for a length before the flood. Four zeros are also how the zygote begins to tell of a death.
 _HEADS = {
     "empty": "bytes(4)",

@@ -18,6 +18,8 @@ from sark_mw.policy import base
 from sark_mw.policy.isolated import IsolatedPlugin, IsolationOptions, isolate
 from tests.isolation.plugins import DOER, asked, loaded
 
+pytestmark = pytest.mark.wall_clock
+
 _HEAD = b"from sark_mw import PolicyContext, PolicyDecision, PolicyPlugin\n"
 
 

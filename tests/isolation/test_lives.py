@@ -11,9 +11,13 @@ import textwrap
 import threading
 from pathlib import Path
 
+import pytest
+
 from sark_mw.policy.base import PolicyDecision
 from tests.isolation.plugins import asked, loaded
 from tests.isolation.processes import descendants, descriptors, runs, until
+
+pytestmark = pytest.mark.wall_clock
 
 _ROOT = Path(__file__).parent.parent.parent
 

@@ -16,6 +16,8 @@ from tests.isolation.abuse import whole
 from tests.isolation.plugins import DOER, asked, loaded
 from tests.isolation.processes import descendants, descriptors, runs, until
 
+pytestmark = pytest.mark.wall_clock
+
 
 @pytest.fixture
 async def doer() -> AsyncIterator[IsolatedPlugin]:

@@ -14,6 +14,8 @@ from sark_mw.policy.isolated.link import Link
 from tests.isolation.plugins import DOER, asked, loaded
 from tests.isolation.processes import until
 
+pytestmark = pytest.mark.wall_clock
+
 _OPEN, _PROBING, _CLOSED = 2, 1, 0
 
 

@@ -19,6 +19,8 @@ from sark_mw.policy.isolated.link import Link
 from tests.isolation.plugins import DOER, asked, loaded
 from tests.isolation.processes import descendants, descriptors, runs, until
 
+pytestmark = pytest.mark.wall_clock
+
 
 async def test_a_worker_that_dies_between_ready_and_being_seated_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     plugin = await loaded()

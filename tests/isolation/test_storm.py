@@ -15,6 +15,8 @@ from tests.isolation.abuse import whole
 from tests.isolation.plugins import DOER, asked, loaded
 from tests.isolation.processes import descendants, descriptors
 
+pytestmark = pytest.mark.wall_clock
+
 _FLOOD = whole("flood", """
     class Flood(PolicyPlugin):
         name = "flood"

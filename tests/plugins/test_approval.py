@@ -77,7 +77,7 @@ async def make(tmp_path: Path) -> AsyncIterator[MakeOffice]:
             sections = {
                 "admin": {"enabled": True, "token": TOKEN},
                 "principal": {"anonymous": "user:a", "sources": ("header",), "trusted_proxies": ("203.0.113.0/24",)},
-                "store": {"url": url, "journal": tmp_path / f"{uuid4().hex}.jsonl"},
+                "store": {"url": url, "journal": tmp_path / f"{uuid4().hex}.jsonl", "deadline_ms": 20_000},
                 **sections,
             }
             settings = settings_for(tmp_path, **sections)
@@ -351,13 +351,13 @@ async def _by_command(tmp_path: Path, url: str) -> None:
     config = tmp_path / "sark.toml"
     prefix = uuid4().hex
     config.write_text(
-        f'[store]\nurl = "{url}"\nprefix = "{prefix}"\njournal = "{tmp_path}/j"\n'
+        f'[store]\nurl = "{url}"\nprefix = "{prefix}"\njournal = "{tmp_path}/j"\ndeadline_ms = 20_000\n'
         f'[ledger]\nurl = "sqlite:///{tmp_path}/l.db"\n[admin]\ntoken = "{TOKEN}"\n',
         "utf-8",
     )
     manager, provider = PolicyPluginManager(), FakeProvider()
     await manager.register_plugin(ApprovalPlugin(above_usd=Decimal("0.02")))
-    store = {"url": url, "prefix": prefix, "journal": tmp_path / "journal"}
+    store = {"url": url, "prefix": prefix, "journal": tmp_path / "journal", "deadline_ms": 20_000}
     settings = settings_for(tmp_path, store=store, ledger={"url": f"sqlite:///{tmp_path}/l.db"}, admin={"token": TOKEN})
     async with gateway_for(provider, settings, on_fakeredis=True, policies=manager) as gateway:
         refused = await gateway.post(DEAR)

@@ -19,6 +19,7 @@ anonymous = "user:a"
 flush = false
 [store]
 journal = "{folder}/journal.jsonl"
+deadline_ms = 20_000
 [observe]
 metrics = false
 audit_log = false

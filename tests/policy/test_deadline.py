@@ -16,6 +16,8 @@ from sark_mw.policy import deadline
 from sark_mw.policy.asking import MAX_STUCK
 from tests.policy.samples import Judge, Sample, a_context, allow, hang
 
+pytestmark = pytest.mark.wall_clock
+
 SHORT = 0.01
 
 

@@ -13,6 +13,8 @@ from sark_mw.policy.reloading import FileWatch
 from tests.policy.samples import a_context
 from tests.policy.versions import Listener, write
 
+pytestmark = pytest.mark.wall_clock
+
 MANIFEST = 'name = "versioned"\nversion = "1"\n'
 BROKEN = "class Half("
 

@@ -12,6 +12,8 @@ from sark_mw import PolicyContext, PolicyDecision, PolicyPluginManager
 from tests.policy.samples import Sample, a_context
 from tests.policy.versions import Listener
 
+pytestmark = pytest.mark.wall_clock
+
 
 async def until_heard(listener: Listener) -> None:
     while not listener.blocked:

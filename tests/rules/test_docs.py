@@ -35,7 +35,8 @@ def blocks(word: str) -> list[str]:
 async def test_the_settings_start_a_gateway(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     quiet = {"ledger": {"flush": False}, "observe": {"metrics": False, "audit_log": False}}
-    settings = Settings.of({**tomllib.loads(text), **quiet, "store": {"journal": str(tmp_path / "journal.jsonl")}})
+    store = {"journal": str(tmp_path / "journal.jsonl"), "deadline_ms": 20_000}
+    settings = Settings.of({**tomllib.loads(text), **quiet, "store": store})
     async with gateway_for(FakeProvider(), settings) as gateway:
         assert gateway.sark.policies.list_plugins(enabled_only=True)
 

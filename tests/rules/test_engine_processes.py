@@ -28,7 +28,10 @@ from tests.policy.samples import Sample, deny
 from tests.rules.processes import children, descriptors, loaded, status, until_new
 from tests.rules.requests import a_request, lending
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the isolation of engines needs Linux")
+pytestmark = [
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the isolation of engines needs Linux"),
+    pytest.mark.wall_clock,
+]
 
 MINI = "gpt-4o-mini"
 #: Some 0.1 s for the model `slow`, for ever for `o1`.

@@ -16,6 +16,8 @@ from sark_mw.policy.opa import OpaPlugin
 from tests.rules.opa_server import OpaServer, RealOpa, Serving, opa_binary, opa_server, real_opa, serving
 from tests.rules.requests import a_limit, a_request, lending
 
+pytestmark = pytest.mark.wall_clock
+
 POLICY = """
 package sark
 

@@ -18,7 +18,10 @@ from tests.rules.processes import children, descriptors, loaded, status, until_n
 from tests.rules.rego_cpp import rego
 from tests.rules.requests import a_limit, a_request, lending
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the isolation of engines needs Linux")
+pytestmark = [
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the isolation of engines needs Linux"),
+    pytest.mark.wall_clock,
+]
 
 FOLDER = Path(__file__).parents[2] / "plugins/rego"
 SMALL = """

@@ -25,7 +25,7 @@ def settings_with(folder: Path, budget: float = 1.0, **policy: Any) -> Settings:
         {
             "principal": PRINCIPAL,
             "ledger": {"flush": False},
-            "store": {"journal": str(folder / "journal.jsonl")},
+            "store": {"journal": str(folder / "journal.jsonl"), "deadline_ms": 20_000},
             "observe": {"metrics": False, "audit_log": False},
             "limits": ({"scope": "user:a", "amount": budget},),
             "policy": policy,

@@ -15,7 +15,10 @@ from sark_mw.policy.wasm import WasmPlugin
 from tests.rules.processes import children, descriptors, loaded, status, until_new
 from tests.rules.requests import a_limit, a_request
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the isolation of engines needs Linux")
+pytestmark = [
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the isolation of engines needs Linux"),
+    pytest.mark.wall_clock,
+]
 
 EXAMPLE = Path(__file__).parents[2] / "plugins/wasm/small_model.wat"
 
