@@ -13,11 +13,10 @@ from typing import Self
 
 from sark_mw.attribution import CostAttributionService
 from sark_mw.cost_records import scope_of, token_counts, touched_scopes
+from sark_mw.direct import ended
 from sark_mw.enforcement.admission import Admission, Spent
-from sark_mw.enforcement.refuse import outcome_of, reason_of
 from sark_mw.enforcer import Invocation
 from sark_mw.errors import ConfigurationError, InvalidRequestError, LedgerError, StoreError
-from sark_mw.instrumentation.base import RequestFinished, RequestOutcome
 from sark_mw.money import from_nanos
 from sark_mw.policy.base import PolicyServices
 from sark_mw.policy.manager import PolicyPluginManager
@@ -173,7 +172,7 @@ class SARKGateway:
             answer = await sark.enforcer.admit(invocation)
         finally:
             if not isinstance(answer, Admission):
-                self._tell(invocation, answer)
+                sark.instrumentation.request_finished(ended(invocation, answer))
         if isinstance(answer, Refusal):
             details = {name: value for name, value in asdict(answer).items() if value not in (None, "")}
             return _failed(answer.message, answer.kind.value, request_id=answer.request_id, refusal=details)
@@ -224,7 +223,8 @@ class SARKGateway:
             status = _NO_ANSWER
             return error
         finally:
-            self._tell(invocation, admission, status, time.perf_counter() - began)
+            told = ended(invocation, admission, status=status, upstream_seconds=time.perf_counter() - began)
+            self.sark.instrumentation.request_finished(told)
 
     def _invocation(self, request: InvocationRequest, resource_metadata: Json, estimator: CostEstimator) -> Invocation:
         scope = scope_of(request.principal_id)
@@ -262,32 +262,6 @@ class SARKGateway:
             policies.bind(sark.services)
             self._lent = (sark.services, policies)
         return sark
-
-    def _tell(
-        self,
-        invocation: Invocation,
-        answer: Admission | Refusal | None,
-        status: int | None = None,
-        upstream_seconds: float | None = None,
-    ) -> None:
-        """Tell of a request's end; without an answer it was cancelled while it was decided."""
-        refusal = answer if isinstance(answer, Refusal) else None
-        outcome = outcome_of(refusal) if refusal else RequestOutcome.ADMITTED if answer else RequestOutcome.INVALID
-        self.sark.instrumentation.request_finished(
-            RequestFinished(
-                outcome=outcome,
-                wire="direct",
-                operation=invocation.request.capability_id,
-                provider=invocation.estimator.provider_name,
-                status=status,
-                upstream_seconds=upstream_seconds,
-                reason=reason_of(refusal) if refusal else "" if answer else "client_gone",
-                request_id=invocation.request_id,
-                root=invocation.root,
-                principal_id=invocation.request.principal_id,
-                limit_id=refusal.limit or "" if refusal else "",
-            )
-        )
 
 
 class CostAwareAdapter(ProtocolAdapter):

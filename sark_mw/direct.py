@@ -8,14 +8,17 @@ from decimal import Decimal
 from typing import Any
 
 from sark_mw.enforcement.admission import Admission, Spent
-from sark_mw.enforcement.invocation import Idempotency, idempotency
+from sark_mw.enforcement.invocation import Idempotency, Invocation, idempotency
+from sark_mw.enforcement.refuse import outcome_of, reason_of
 from sark_mw.errors import ConfigurationError, CostEstimationError
+from sark_mw.instrumentation.base import RequestFinished, RequestOutcome
 from sark_mw.limit import Limit, run_limit
 from sark_mw.money import to_decimal, to_nanos
 from sark_mw.policy.base import Obligation
 from sark_mw.pricing.base import CostEstimate, CostEstimator, Estimate, InvocationRequest, Json, Meter, in_nanos
 from sark_mw.pricing.metered import MeteredEstimator
 from sark_mw.usage import Usage
+from sark_mw.wire.base import Refusal
 
 #: What an estimate, or a cost, may be given as: dollars, or a `CostEstimate`.
 Money = Decimal | int | str | CostEstimate
@@ -112,3 +115,27 @@ class DirectReservation:
 def limit_of_run(root: str, scope: str, budget: Decimal | int | str | None) -> Limit:
     """Make the limit of a run; `budget` in dollars."""
     return run_limit(root, scope) if budget is None else run_limit(root, scope, to_decimal(budget))
+
+
+def ended(
+    invocation: Invocation,
+    answer: Admission | Refusal | None,
+    *,
+    status: int | None = None,
+    upstream_seconds: float | None = None,
+) -> RequestFinished:
+    """Say how a call without HTTP ended; without an answer it was cancelled while it was decided."""
+    refusal = answer if isinstance(answer, Refusal) else None
+    return RequestFinished(
+        outcome=outcome_of(refusal) if refusal else RequestOutcome.ADMITTED if answer else RequestOutcome.INVALID,
+        wire="direct",
+        operation=invocation.request.capability_id,
+        provider=invocation.estimator.provider_name,
+        status=status,
+        upstream_seconds=upstream_seconds,
+        reason=reason_of(refusal) if refusal else "" if answer else "client_gone",
+        request_id=invocation.request_id,
+        root=invocation.root,
+        principal_id=invocation.request.principal_id,
+        limit_id=refusal.limit or "" if refusal else "",
+    )

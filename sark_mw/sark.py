@@ -16,7 +16,7 @@ from sark_mw.assembly import (
     make_prometheus,
     make_store,
 )
-from sark_mw.direct import DirectReservation, GivenEstimate, Money, limit_of_run, same_request, scope_of_run
+from sark_mw.direct import DirectReservation, GivenEstimate, Money, ended, limit_of_run, same_request, scope_of_run
 from sark_mw.enforcement.admission import Admission
 from sark_mw.enforcement.approvals import StoreApprovals
 from sark_mw.enforcement.budgets import StoreBudgets
@@ -32,7 +32,6 @@ from sark_mw.enforcement.outcomes import OutcomesInstrumentation
 from sark_mw.enforcement.rebook import Rebooker
 from sark_mw.enforcement.recovery import Recovery
 from sark_mw.enforcement.refusals import RecentRefusals
-from sark_mw.enforcement.refuse import outcome_of, reason_of
 from sark_mw.enforcement.rehold import Rehold
 from sark_mw.enforcement.settler import Settler
 from sark_mw.enforcement.shared_policies import SharedPolicies
@@ -41,7 +40,7 @@ from sark_mw.enforcement.upkeep import Upkeep, UpkeepOptions
 from sark_mw.enforcement.webhooks import Webhooks
 from sark_mw.enforcer import Enforcer, EnforcerOptions, Invocation
 from sark_mw.errors import ConfigurationError, RefusedError, StoreError
-from sark_mw.instrumentation.base import Instrumentation, RequestFinished, RequestOutcome
+from sark_mw.instrumentation.base import Instrumentation
 from sark_mw.ledger import Flusher
 from sark_mw.ledger.base import Ledger
 from sark_mw.ledger.events import LimitEvent
@@ -194,7 +193,7 @@ class Sark:
         try:
             admission = await self.enforcer.admit(invocation)
         finally:
-            self._tell(invocation, admission)
+            self.instrumentation.request_finished(ended(invocation, admission))
         if isinstance(admission, Refusal):
             raise RefusedError(admission.message, admission.kind, admission)
         reservation = DirectReservation(admission, estimator)
@@ -204,24 +203,6 @@ class Sark:
             if not reservation.resolved:
                 reservation.release()
 
-    def _tell(self, invocation: Invocation, answer: Admission | Refusal | None) -> None:
-        """Tell of a request's end; without an answer it was cancelled while it was decided."""
-        refusal = answer if isinstance(answer, Refusal) else None
-        outcome = outcome_of(refusal) if refusal else RequestOutcome.ADMITTED if answer else RequestOutcome.INVALID
-        self.instrumentation.request_finished(
-            RequestFinished(
-                outcome=outcome,
-                wire="direct",
-                operation=invocation.request.capability_id,
-                provider=invocation.estimator.provider_name,
-                reason=reason_of(refusal) if refusal else "" if answer else "client_gone",
-                request_id=invocation.request_id,
-                root=invocation.root,
-                principal_id=invocation.request.principal_id,
-                limit_id=refusal.limit or "" if refusal else "",
-            )
-        )
-
     def _estimator(self, estimate: Money | None, provider: str | None) -> CostEstimator:
         if estimate is not None:
             return GivenEstimate(estimate)
@@ -230,27 +211,46 @@ class Sark:
         return self.estimators[provider]
 
     def _compose(self) -> None:
+        self._lease_ms = round(self.settings.reservation.lease_s * 1000)
+        self._compose_books()
+        self._compose_policies()
+        self._compose_enforcer()
+        self._compose_upkeep()
+
+    def _compose_books(self) -> None:
+        """Make what reads and writes limits, holds and the ledger."""
         settings, store = self.settings, self.store
         self.clock = ServerClock()
         self.tables = LimitTables(store, self.clock)
         self.recovery = Recovery(store, self.ledger, drain=lambda: self.flusher.flush_once())  # noqa: PLW0108  # made below
         self.limits = LimitRegistry(store, self.ledger, tables=self.tables, recovery=self.recovery, on_event=self._tell_of_limit)
         self.journal = Journal(settings.store.journal)
-        self.shared_policies = SharedPolicies(self.ledger, self.policies, clock=self.clock, record=self.limits.record)
-        rebuild = self.recovery.ensure
         self.settler = Settler(
-            store, clock=self.clock, journal=self.journal, instrumentation=self.instrumentation, rebuild=rebuild
+            store, clock=self.clock, journal=self.journal, instrumentation=self.instrumentation, rebuild=self.recovery.ensure
         )
-        lease_ms = round(settings.reservation.lease_s * 1000)
         self.leases = LeasePool(
             store,
             tables=self.tables,
             clock=self.clock,
             settler=self.settler,
             instrumentation=self.instrumentation,
-            lease_ms=lease_ms,
+            lease_ms=self._lease_ms,
             options=lease_options(settings.store),
         )
+        self.drift = Drift(store, self.ledger, tables=self.tables, clock=self.clock, instrumentation=self.instrumentation)
+        self.flusher: Flusher[OutboxEntry] = Flusher(
+            store,
+            self.ledger,
+            batch=settings.ledger.batch,
+            interval_s=settings.ledger.flush_interval_ms / 1000,
+            events=self.instrumentation,
+            keeper=Rebooker(store, self.ledger, self.recovery),
+        )
+
+    def _compose_policies(self) -> None:
+        """Make what policies are lent, and lend it."""
+        settings, store, rebuild = self.settings, self.store, self.recovery.ensure
+        self.shared_policies = SharedPolicies(self.ledger, self.policies, clock=self.clock, record=self.limits.record)
         self.refusals = RecentRefusals(store, self.clock)
         self.limit_figures = StoreLimits(store, self.tables, self.clock, rebuild)
         self.lent_store = LentStore(store, rebuild)
@@ -264,18 +264,21 @@ class Sark:
         )
         self.policies.bind(self.services)
         self.policies.observe(self.instrumentation)
+
+    def _compose_enforcer(self) -> None:
+        settings = self.settings
         self.enforcer = Enforcer(
-            store,
+            self.store,
             tables=self.tables,
             clock=self.clock,
             settler=self.settler,
             policies=self.policies,
             instrumentation=self.instrumentation,
-            rebuild=rebuild,
+            rebuild=self.recovery.ensure,
             leases=self.leases,
             options=EnforcerOptions(
                 members=self._members,
-                lease_ms=lease_ms,
+                lease_ms=self._lease_ms,
                 policy_timeout_s=settings.policy.timeout_s,
                 policy_chain_timeout_s=settings.policy.chain_timeout_s or None,
                 on_store_failure=settings.store.on_store_failure,
@@ -285,16 +288,11 @@ class Sark:
             refusals=self.refusals,
             limit_figures=self.limit_figures,
         )
-        self.drift = Drift(store, self.ledger, tables=self.tables, clock=self.clock, instrumentation=self.instrumentation)
-        self.flusher: Flusher[OutboxEntry] = Flusher(
-            store,
-            self.ledger,
-            batch=settings.ledger.batch,
-            interval_s=settings.ledger.flush_interval_ms / 1000,
-            events=self.instrumentation,
-            keeper=Rebooker(store, self.ledger, self.recovery),
-        )
-        self.rehold = Rehold(store, tables=self.tables, live=self.enforcer.live, lease_ms=lease_ms)
+
+    def _compose_upkeep(self) -> None:
+        """Make what goes on in the background."""
+        settings, store = self.settings, self.store
+        self.rehold = Rehold(store, tables=self.tables, live=self.enforcer.live, lease_ms=self._lease_ms)
         self.tables.on_read = self.rehold.heard
         self._webhooks = Webhooks(self.ledger, settings.webhooks, self.instrumentation) if settings.webhooks else None
         self.upkeep = Upkeep(
@@ -314,7 +312,7 @@ class Sark:
             shared_policies=self.shared_policies,
             instrumentation=self.instrumentation,
             options=UpkeepOptions(
-                lease_ms=lease_ms,
+                lease_ms=self._lease_ms,
                 sweep_s=settings.reservation.sweep_interval_ms / 1000,
                 drift_s=settings.observe.drift_interval_s,
             ),

@@ -160,7 +160,7 @@ async def test_several_workers_serve_side_by_side() -> None:
 
 
 async def test_state_lives_in_a_worker_and_not_in_a_stateless_one() -> None:
-    keeping, stateless = await loaded(), await loaded(stateless=True, workers=2)
+    keeping, stateless = await loaded(), await loaded(stateless=True, workers=2, timeout_s=30.0)
     try:
         counts = [[(await plugin.evaluate(asked("count"))).reason for _ in range(5)] for plugin in (keeping, stateless)]
         assert counts == [["1", "2", "3", "4", "5"], ["1"] * 5]
