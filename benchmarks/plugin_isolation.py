@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks.figures import Figure, Options, p50_p99, percentile
 from sark_mw import PolicyContext
 from sark_mw.errors import PolicyEvaluationError
+from sark_mw.policy.context import with_read_bytes
 from sark_mw.policy.deadline import DeadlineExceededError
 from sark_mw.policy.isolated import IsolatedPlugin, IsolationOptions, isolate, probe
 
@@ -43,9 +44,8 @@ _HOSTILE = _SOURCE.replace(b"timeout = 30", b"timeout = 0.2")
 
 def _context(principal: str = "user:1") -> PolicyContext:
     environment = {"provider": "openai", "model": "gpt-4o", "root": "acme", "scopes": ("user:1",), "estimated_nanos": 1000}
-    environment["body_bytes"] = 120  # as a gateway says of every request
     arguments = {"model": "gpt-4o", "temperature": 0.2, "max_tokens": 500}
-    return PolicyContext(principal, "gpt-4o", "chat", "invoke", arguments, environment)
+    return with_read_bytes(PolicyContext(principal, "gpt-4o", "chat", "invoke", arguments, environment), 120)  # over HTTP
 
 
 async def _loaded(source: bytes = _SOURCE, **options: object) -> IsolatedPlugin:

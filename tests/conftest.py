@@ -16,7 +16,7 @@ if os.environ.get("CI"):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give a second and a third try, each told in the report, to what says that it needs the machine to keep a deadline."""
+    """Give a second and a third try, named in the report, to what says that it needs the machine to keep a deadline."""
     for item in items:
         if item.get_closest_marker("wall_clock"):
             item.add_marker(pytest.mark.flaky(reruns=2, reruns_delay=1))

@@ -70,6 +70,7 @@ def invocation_for(incoming: Incoming) -> Invocation:
             "approval": single(scope["headers"], APPROVAL),
         },
         stream=call.stream,
+        body_bytes=len(call.raw),
         uses_tokens=call.model is not None,
     )
 

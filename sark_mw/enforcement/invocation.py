@@ -53,6 +53,8 @@ class Invocation:
     resource_metadata: Mapping[str, object] = field(default_factory=dict)
     environment: Mapping[str, object] = field(default_factory=dict)
     stream: bool = False
+    #: How many bytes the request was read from; None where it never was bytes.
+    body_bytes: int | None = None
     metadata: Mapping[str, object] | None = None
     #: A batch of calls: what policies are asked about, one by one. Each counts as a request.
     calls: tuple[InvocationRequest, ...] = ()

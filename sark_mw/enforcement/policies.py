@@ -13,6 +13,7 @@ from sark_mw.enforcement.refuse import refuse_policy
 from sark_mw.errors import StoreError
 from sark_mw.instrumentation.base import Instrumentation, PolicyDecided
 from sark_mw.policy.base import Obligation, PolicyContext, PolicyDecision
+from sark_mw.policy.context import with_read_bytes
 from sark_mw.policy.manager import PolicyPluginManager
 from sark_mw.pricing.base import Estimate, InvocationRequest
 from sark_mw.wire.base import Refusal
@@ -166,7 +167,7 @@ def _metadata(decision: PolicyDecision) -> str:
 
 
 def _context(invocation: Invocation, request: InvocationRequest, environment: dict[str, object]) -> PolicyContext:
-    return PolicyContext(
+    context = PolicyContext(
         principal_id=request.principal_id,
         resource_id=request.resource_id or "",
         capability_id=request.capability_id,
@@ -174,3 +175,4 @@ def _context(invocation: Invocation, request: InvocationRequest, environment: di
         arguments=dict(request.arguments),
         environment=environment,
     )
+    return with_read_bytes(context, invocation.body_bytes)

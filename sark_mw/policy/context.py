@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 _PLAIN = (dict, list)
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 _CONTAINERS = (dict, list, set, tuple, bytearray)
+#: No field: nothing that callers, settings or the environment say comes to be under it.
+_READ_BYTES = "_read_bytes"
 
 
 @dataclass
@@ -54,6 +56,19 @@ class PolicyContext:
                 return own
             origin = origin.get("_origin")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
+def with_read_bytes(context: PolicyContext, size: int | None) -> PolicyContext:
+    """Note on a context how many bytes its request was read from, for the gateway itself; None where nobody knows."""
+    if size is not None:
+        context.__dict__[_READ_BYTES] = size
+    return context
+
+
+def read_bytes(context: PolicyContext) -> int | None:
+    """Tell how many bytes a context's request was read from, or a view's; None where nobody knows."""
+    size = context.__dict__.get(_READ_BYTES)
+    return size if type(size) is int else None
 
 
 class _Lent(dict[str, Any]):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sark_mw.errors import ConfigurationError
-from sark_mw.policy.context import PolicyContext
+from sark_mw.policy.context import PolicyContext, read_bytes, with_read_bytes
 
 #: Where requests of any dialect keep what people and models said; `arguments` alone does not include them.
 PROMPTS = frozenset(
@@ -51,7 +51,7 @@ class Lens:
     def show(self, context: PolicyContext) -> PolicyContext:
         """Make a context of its own that holds what was asked for; other fields are empty, the time is always there."""
         fields = self.fields
-        return PolicyContext(
+        shown = PolicyContext(
             context.principal_id if "principal_id" in fields else "",
             context.resource_id if "resource_id" in fields else "",
             context.capability_id if "capability_id" in fields else "",
@@ -59,7 +59,8 @@ class Lens:
             self.arguments.of(context.arguments),
             self.environment.of(context.environment),
             context.timestamp,
-        ).view()
+        )
+        return with_read_bytes(shown, read_bytes(context)).view()
 
 
 def lens_for(needs: object, *, isolated: bool) -> Lens | None:

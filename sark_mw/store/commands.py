@@ -29,13 +29,26 @@ _PASSING = (
     redis_errors.RedisClusterException,
 )
 _BACK_OFF_S = 0.02
+_DEEPEST_CAUSE = 8
+#: In the reasons that OpenSSL gives for a certificate which one side does not take (`CERTIFICATE_VERIFY_FAILED`, alerts).
+_CERTIFICATE = ("CERTIFICATE", "UNKNOWN_CA")
 
 
-def _is_final(error: Exception) -> bool:
-    """Tell a server that refuses us (redis-py says `ConnectionError` there too) from one that will be able to soon."""
-    if isinstance(error, redis_errors.AuthenticationError | redis_errors.AuthorizationError):
-        return True
-    return isinstance(error.__cause__ or error.__context__, ssl.SSLCertVerificationError)
+def _is_final(error: BaseException) -> bool:
+    """Tell a server that refuses us, or that we refuse, from one that will be able to soon.
+
+    redis-py says `ConnectionError` of both, and a cluster's client wraps that: the reason is further down.
+    """
+    link: BaseException | None = error
+    for _ in range(_DEEPEST_CAUSE):
+        if link is None:
+            break
+        if isinstance(link, redis_errors.AuthenticationError | redis_errors.AuthorizationError):
+            return True
+        if isinstance(link, ssl.SSLError) and any(word in str(link.reason) for word in _CERTIFICATE):
+            return True
+        link = link.__cause__ or link.__context__
+    return False
 
 
 def _is_torn(error: AttributeError) -> bool:

@@ -13,6 +13,7 @@ import pytest
 from sark_mw import Obligation, PolicyContext, PolicyDecision, PolicyPlugin
 from sark_mw._fake_provider import FakeProvider
 from sark_mw.instrumentation.base import PolicyDecided
+from sark_mw.policy.context import read_bytes
 from tests.asgi.apps import Replies
 from tests.asgi.conftest import MakeGateway
 from tests.asgi.driving import CHAT, EMBED, LONG, MESSAGES, Gateway
@@ -59,6 +60,15 @@ def cap(tokens: int) -> Obligation:
 
 def use(model: str) -> Obligation:
     return Obligation("use_model", model)
+
+
+async def test_how_long_the_body_was_is_the_gateways_word_and_no_callers(books: MakeGateway) -> None:
+    plugin = Obliging()
+    gateway, _ = await with_plugin(books, plugin)
+    assert (await gateway.post({**CHAT, "body_bytes": 1, "_read_bytes": 1})).status == 200
+    (context,) = plugin.asked
+    size = len(json.dumps({**CHAT, "body_bytes": 1, "_read_bytes": 1}).encode())
+    assert read_bytes(context) == read_bytes(context.view()) == context.environment["body_bytes"] == size
 
 
 async def test_a_tag_becomes_a_scope_of_the_ledger_entry_and_of_limits(books: MakeGateway) -> None:

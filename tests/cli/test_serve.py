@@ -16,8 +16,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.cli.running import Stage
 
-pytestmark = pytest.mark.wall_clock
-
 MESSAGES: Any = [{"role": "user", "content": "tell me a story of a coin and a lamp, please"}]
 CALL = {"model": "gpt-4o", "messages": MESSAGES, "max_tokens": 20}
 

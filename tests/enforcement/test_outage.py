@@ -27,8 +27,6 @@ from tests.enforcement.whole import (
 from tests.servers.redis_server import RedisHandle
 from tests.servers.tcp_proxy import TcpProxy
 
-pytestmark = pytest.mark.wall_clock
-
 CENT = 10_000_000
 Proxy = Callable[[str], Awaitable[TcpProxy]]
 

@@ -29,6 +29,7 @@ from sark_mw import (
     SARKGateway,
 )
 from sark_mw.enforcement.grants import Why
+from sark_mw.policy.context import read_bytes
 from sark_mw.settings_policy import RuleSettings
 from tests.enforcement.whole import settings_for, until
 from tests.faces.test_gateway import FIXED, Echo, invoke
@@ -45,12 +46,14 @@ class Asked(PolicyPlugin):
     def __init__(self) -> None:
         self.services: list[PolicyServices] = []
         self.times = 0
+        self.read_bytes: int | None = -1
 
     def bind(self, services: PolicyServices) -> None:
         self.services.append(services)
 
     async def evaluate(self, context: PolicyContext) -> PolicyDecision:
         self.times += 1
+        self.read_bytes = read_bytes(context)
         return PolicyDecision(True, obligations=(Obligation("add_tag", "asked"),))
 
 
@@ -222,3 +225,10 @@ async def test_a_call_whose_adapter_returns_what_is_no_result_is_paid_all_the_sa
     gateway.register_adapter("odd", Odd(), FIXED)
     reasons = [(await invoke(gateway, "odd")).metadata["reason"] for _ in range(5)]
     assert reasons == ["adapter"] * 3 + ["budget"] * 2
+
+
+async def test_nobody_knows_how_long_a_call_without_http_was_whatever_its_context_says(sark: Sark) -> None:
+    asked = Asked()
+    gateway = await gateway_over(sark, asked)
+    assert (await invoke(gateway, body_bytes=1, _read_bytes=1)).success
+    assert asked.read_bytes is None

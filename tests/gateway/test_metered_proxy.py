@@ -13,8 +13,6 @@ from sark_mw.gateway import ReverseProxy, build_gateway
 from sark_mw.sark import Sark
 from tests.asgi.driving import LONG, Client, gateway_for, pieces_of, scope_of, settings_for
 
-pytestmark = pytest.mark.wall_clock
-
 UPSTREAM = {"upstreams": [{"url": "http://upstream.invalid"}]}
 
 

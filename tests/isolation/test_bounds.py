@@ -12,15 +12,15 @@ import pytest
 
 from sark_mw import PolicyPluginManager
 from sark_mw.errors import PolicyEvaluationError
+from sark_mw.policy.context import with_read_bytes
 from sark_mw.policy.isolated import IsolationOptions, isolate
 from sark_mw.policy.isolated.inside.bounds import has_more_values, is_deeper
 from sark_mw.policy.isolated.replies import MalformedReplyError, read_answer
 from sark_mw.policy.isolated.requests import written_context
+from sark_mw.policy.needs import lens_for
 from sark_mw.policy.unsendable import UnsendableRequestError
 from tests.isolation.plugins import asked, loaded
 from tests.isolation.processes import until
-
-pytestmark = pytest.mark.wall_clock
 
 #: Allows whatever goes wrong, copies what it is shown, and may have much to remember.
 _LENIENT = b"""
@@ -164,12 +164,30 @@ def test_what_is_surely_too_large_is_refused_before_any_of_it_is_written(argumen
     assert not _Witness.written
 
 
-@pytest.mark.parametrize("arguments", [{"x": [0] * 40_000}, {"x": ["a" * 1_000] * 2_200}], ids=["values", "texts"])
-def test_whoever_says_that_its_body_was_small_is_not_believed(arguments: Any) -> None:
-    context = asked("x", **arguments)
-    context.environment["body_bytes"] = 1
+_LARGE = pytest.mark.parametrize("arguments", [{"x": [0] * 40_000}, {"x": ["a" * 1_000] * 2_200}], ids=["values", "texts"])
+
+
+@_LARGE
+def test_a_caller_who_says_that_its_body_was_small_is_not_believed(arguments: Any) -> None:
+    context = asked("x", witness=_Witness(), **arguments)
+    context.environment["body_bytes"] = context.environment["_read_bytes"] = context.arguments["_read_bytes"] = 1
     with pytest.raises(UnsendableRequestError, match=r"are the most|more than 32768 values"):
         written_context(context, 2 << 20, 32_768)
+    assert not _Witness.written
+
+
+@_LARGE
+@pytest.mark.parametrize("needs", [None, {"arguments", "environment"}], ids=["all", "needs"])
+def test_what_was_read_from_few_bytes_is_bounded_when_it_has_been_written(arguments: Any, needs: Any) -> None:
+    lens = lens_for(needs, isolated=True)
+    assert lens is not None
+    context = lens.show(with_read_bytes(asked("x", witness=_Witness(), **arguments), 1)).view()
+    try:
+        with pytest.raises(UnsendableRequestError, match=r"are the most|more than 32768 values"):
+            written_context(context, 2 << 20, 32_768)
+        assert _Witness.written
+    finally:
+        _Witness.written = False
 
 
 #: Allows whatever goes wrong, and does with a text what most guards do; `greedy` takes many times what it is shown.

@@ -9,8 +9,6 @@ import pytest
 from sark_mw import PolicyPluginManager
 from tests.isolation.plugins import asked
 
-pytestmark = pytest.mark.wall_clock
-
 _ODD = """
 from sark_mw import Obligation, PolicyDecision, PolicyPlugin
 

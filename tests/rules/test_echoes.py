@@ -18,10 +18,7 @@ from sark_mw.policy.wasm import WasmPlugin
 from tests.rules.requests import a_request, lending
 from tests.rules.test_wasm import answering, guest
 
-pytestmark = [
-    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the isolation of engines needs Linux"),
-    pytest.mark.wall_clock,
-]
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the isolation of engines needs Linux")
 
 #: Says in reason and metadata what it was asked.
 ECHO = """

@@ -121,17 +121,33 @@ async def test_a_user_who_may_not_touch_the_keys_finds_the_store_unavailable(tls
             await store.limits(ROOT)
 
 
-async def test_a_wrong_password_is_an_unavailable_store_at_once(tls_redis: TlsRedisServer) -> None:
-    url = tls_redis.url.replace("sark-password", "wrong")
-    async with opened(f"{url}?ssl_ca_certs={tls_redis.ca_file}", deadline_s=NEVER_S) as store:
-        with pytest.raises(StoreUnavailableError, match=r"(?i)password"):
+def _addressed(server: TlsRedisServer, kind: str, password: str = "sark-password", *, known: bool = True) -> str:
+    address = f"{kind}://sark:{password}@127.0.0.1:{server.tls_port}"
+    return f"{address}?ssl_ca_certs={server.ca_file}" if known else address
+
+
+_KINDS = pytest.mark.parametrize("kind", ["rediss", "rediss+cluster"])
+
+
+async def _refused_at_once(url: str, match: str) -> None:
+    async with opened(url, deadline_s=NEVER_S) as store:
+        with pytest.raises(StoreUnavailableError, match=match):
             await asyncio.wait_for(store.limits(ROOT), PATIENCE_S)
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_refused_at_once(tls_redis: TlsRedisServer) -> None:
-    async with opened(tls_redis.url, deadline_s=NEVER_S) as store:
-        with pytest.raises(StoreUnavailableError, match=r"(?i)certificate"):
-            await asyncio.wait_for(store.limits(ROOT), PATIENCE_S)
+@_KINDS
+async def test_a_wrong_password_is_an_unavailable_store_at_once(tls_redis: TlsRedisServer, kind: str) -> None:
+    await _refused_at_once(_addressed(tls_redis, kind, "wrong"), r"(?i)password")
+
+
+@_KINDS
+async def test_a_certificate_that_nobody_vouches_for_is_refused_at_once(tls_redis: TlsRedisServer, kind: str) -> None:
+    await _refused_at_once(_addressed(tls_redis, kind, known=False), r"(?i)certificate")
+
+
+async def test_a_server_that_wants_to_see_a_certificate_refuses_at_once(tls_redis: TlsRedisServer) -> None:
+    tls_redis.command("CONFIG", "SET", "tls-auth-clients", "yes")
+    await _refused_at_once(_addressed(tls_redis, "rediss"), r"(?i)certificate")
 
 
 async def test_a_server_busy_with_somebody_elses_script_is_unavailable(fresh_valkey: FreshValkey) -> None:

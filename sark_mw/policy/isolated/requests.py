@@ -11,7 +11,7 @@ from pathlib import PurePath
 from typing import Any
 from uuid import UUID
 
-from sark_mw.policy.context import PolicyContext
+from sark_mw.policy.context import PolicyContext, read_bytes
 from sark_mw.policy.isolated.inside.bounds import has_more_values, is_deeper
 from sark_mw.policy.unsendable import UnsendableRequestError
 
@@ -68,7 +68,7 @@ def written_context(context: PolicyContext, most_bytes: int, most_values: int) -
         _content(context.environment),
         timestamp.isoformat(),
     ]
-    if not _is_from_a_small_body(context.environment):
+    if not _is_from_a_small_body(context):
         _look_over(fields, most_bytes, most_values)
     try:
         body = _encode(fields).encode()
@@ -83,9 +83,10 @@ def written_context(context: PolicyContext, most_bytes: int, most_values: int) -
     return body
 
 
-def _is_from_a_small_body(environment: Mapping[str, Any]) -> bool:
-    size = environment.get("body_bytes")
-    return type(size) is int and 0 <= size <= _SMALL_BODY_BYTES
+def _is_from_a_small_body(context: PolicyContext) -> bool:
+    # Not what the environment says of `body_bytes`: outside of HTTP that is the caller's word.
+    size = read_bytes(context)
+    return size is not None and size <= _SMALL_BODY_BYTES
 
 
 def _look_over(root: list[Any], most_bytes: int, most_values: int) -> None:
