@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import socket
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.figures import Figure, Options, p50_p99, percentile
@@ -62,6 +66,40 @@ async def _one_at_a_time(plugin: IsolatedPlugin, times: int) -> list[float]:
         await plugin.evaluate(context)
         took.append(time.perf_counter() - started)
     return took
+
+
+_ECHO = """
+import socket, sys
+with socket.socket(fileno=int(sys.argv[1])) as other:
+    while data := other.recv(64):
+        other.send(data)
+"""
+
+
+@contextlib.contextmanager
+def _neighbour() -> Iterator[socket.socket]:
+    """Run a process that sends back whatever it is sent."""
+    ours, theirs = socket.socketpair()
+    with ours, subprocess.Popen([sys.executable, "-S", "-c", _ECHO, str(theirs.fileno())], pass_fds=[theirs.fileno()]):
+        theirs.close()
+        ours.setblocking(False)
+        try:
+            yield ours
+        finally:
+            ours.close()  # it ends then
+
+
+async def _beside_the_machines_own(plugin: IsolatedPlugin, times: int) -> tuple[list[float], list[float]]:
+    """Ask the plugin and send a byte there and back between two processes, in turn: how much of the time is the machine's."""
+    loop, asked, bare = asyncio.get_running_loop(), list[float](), list[float]()
+    with _neighbour() as other:
+        for _ in range(times):
+            asked.extend(await _one_at_a_time(plugin, 1))
+            started = time.perf_counter()
+            await loop.sock_sendall(other, b"x")
+            await loop.sock_recv(other, 64)
+            bare.append(time.perf_counter() - started)
+    return asked, bare
 
 
 async def _pipelined(plugin: IsolatedPlugin, times: int) -> float:
@@ -158,12 +196,15 @@ async def run(options: Options) -> list[Figure]:
     plugin = await _loaded()
     await _one_at_a_time(plugin, 200)
     single = await _one_at_a_time(plugin, options.count(20_000))
+    asked, bare = await _beside_the_machines_own(plugin, options.count(5_000))
     rate = await _pipelined(plugin, options.count(100_000))
     await plugin.on_unload()
     return [
         Figure(name="layers that are missing here", value=len(missing), unit="", note=", ".join(missing)),
         Figure(name="one call at a time, p50", value=percentile(single, 50) * 1e6, unit="µs", most=250),
         Figure(name="one call at a time, p99", value=percentile(single, 99) * 1e6, unit="µs", note=f"n = {len(single)}"),
+        Figure(name="a byte to a process and back, p50", value=percentile(bare, 50) * 1e6, unit="µs", note="the machine's own"),
+        Figure(name="one call ÷ a byte there and back, p50", value=percentile(asked, 50) / percentile(bare, 50), unit="×"),
         Figure(name="decisions per second and worker, 64 at once", value=rate, unit="/s", least=10_000),
         *await _weights(),
         *await _starts(options),

@@ -19,6 +19,7 @@ _SAID = {
     "plugin_tiers": {"a rule in CEL, p99", "the cost policy in Rego, p99", "a WebAssembly guest, p99", "OPA over HTTP, p99"},
     "plugin_isolation": {
         "one call at a time, p50",
+        "one call ÷ a byte there and back, p50",
         "decisions per second and worker, 64 at once",
         "stateless, a process per request, p50",
         "storm ÷ calm, p99",
