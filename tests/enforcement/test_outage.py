@@ -26,6 +26,7 @@ from tests.enforcement.whole import (
 )
 from tests.servers.redis_server import RedisHandle
 from tests.servers.tcp_proxy import TcpProxy
+from tests.servers.tls import USER, TlsRedisServer
 
 CENT = 10_000_000
 Proxy = Callable[[str], Awaitable[TcpProxy]]
@@ -49,6 +50,20 @@ async def test_a_gateway_that_denies_says_when_to_come_again_and_holds_nothing_a
         proxy.resume()
         await until(lambda: _settled(sark))
         await assert_balanced(sark, 0)
+
+
+async def test_a_password_that_changes_under_a_gateway_costs_no_booking(tls_redis: TlsRedisServer, tmp_path: Path) -> None:
+    async with Sark.open(outage(f"{tls_redis.url}?ssl_ca_certs={tls_redis.ca_file}", tmp_path, "deny")) as sark:
+        admission = await admitted(sark, "0.5")
+        tls_redis.command("ACL", "SETUSER", "sark", "resetpass", ">another")
+        tls_redis.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        assert (await refused(sark, "0.1")).kind is RefusalKind.UNAVAILABLE
+        settling = admission.settle(Spent(cost_nanos=20 * CENT))
+        assert (await refused(sark, "0.1")).kind is RefusalKind.UNAVAILABLE
+        tls_redis.command("ACL", "SETUSER", "sark", "resetpass", f">{USER}")
+        await settling
+        await until(lambda: _settled(sark))
+        await assert_balanced(sark, 20 * CENT)
 
 
 async def test_a_hold_whose_answer_was_lost_and_that_expired_meanwhile_is_no_spend_of_anybody(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 
 import pytest
@@ -68,5 +69,8 @@ def test_the_watch_ends_with_its_loop() -> None:
         return manager
 
     manager = asyncio.run(watched())
-    time.sleep(0.05)
     manager.stop_watching()
+    for thread in threading.enumerate():
+        if thread.name == "sark-policy-watchdog":
+            thread.join(60)
+            assert not thread.is_alive()
